@@ -1,0 +1,1 @@
+"""Measured ratios against named baselines; each module is a command."""

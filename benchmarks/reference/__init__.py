@@ -1,0 +1,1 @@
+"""The baselines, written the way people usually write them."""

@@ -1,0 +1,1 @@
+"""Records, images and prompts on their way to the model."""

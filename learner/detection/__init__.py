@@ -1,0 +1,1 @@
+"""The pure detection core: record, parse, match, target."""

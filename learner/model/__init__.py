@@ -1,0 +1,1 @@
+"""Loading, building and running the vision-language model."""

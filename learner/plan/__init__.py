@@ -1,0 +1,1 @@
+"""Which records and which channel each optimizer step takes."""

@@ -1,0 +1,43 @@
+"""What one optimizer step is about to do, known in full before anything is decoded."""
+
+from dataclasses import dataclass
+
+from learner.detection.record import Record
+from learner.plan.schedule import Channel
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """The denominators of the step's loss (N and B of docs/numerics.md).
+
+    They are counted from the records, so a sample that is lost on the way counts as zero and loss and gradient do not
+    depend on packing, order or timing.
+    """
+
+    num_samples: int
+    num_boxes: int
+
+    @classmethod
+    def of(cls, records: tuple[Record, ...]) -> "StepTotals":
+        """Count samples and ground-truth boxes; a step without any box divides by 1."""
+        return cls(num_samples=len(records), num_boxes=max(1, sum(len(record.objects) for record in records)))
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step.
+
+    `step` counts finished optimizer steps before this one; `cursor` counts the records consumed once it is done.
+    `groups` is what is decoded and packed together: all records of the step, or in micro mode one group a micro-step.
+    """
+
+    step: int
+    channel: Channel
+    epoch: float
+    groups: tuple[tuple[Record, ...], ...]
+    totals: StepTotals
+    cursor: int
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return tuple(record for group in self.groups for record in group)

@@ -1,0 +1,1 @@
+"""Step reports, sinks, pictures and the HTML report."""

@@ -1,0 +1,1 @@
+"""Process 1: a FastAPI service around a decoding engine."""

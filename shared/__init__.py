@@ -1,0 +1,1 @@
+"""What the two processes must agree on: wire, config, errors, health, metrics."""

@@ -1,0 +1,1 @@
+"""The strict configuration models, their loader and every cross-field check."""

@@ -1,0 +1,280 @@
+"""Every body that crosses HTTP between the learner and a rollout server (JSON, strict, frozen).
+
+A batch of rollouts is asked for with `RolloutBatch` and answered by a stream of `StreamLine`s, one JSON object a line
+(see shared/framing.py). Weights travel as a transaction: `WeightManifest` (prepare), the data, `WeightCommit`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+WIRE_VERSION = 1
+"""Raised by every change that an older peer cannot read."""
+
+
+class WireModel(BaseModel):
+    """Strict base: unknown fields are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64")
+
+
+class PolicyVersion(WireModel):
+    """Which weights: a random word per learner process, and the optimizer updates they have seen."""
+
+    incarnation: str = Field(max_length=64)
+    step: int = Field(ge=0)
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}@{self.step}"
+
+
+# --- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+class RepeatTerminate(WireModel):
+    """When a sequence that loops is ended. A limit of 0 is off."""
+
+    min_new_tokens: int = Field(default=0, ge=0)
+    max_consecutive_token_repeats: int = Field(default=0, ge=0)
+    ngram_size: int = Field(default=0, ge=0)
+    ngram_repeats: int = Field(default=0, ge=0)
+    max_object_keys: int = Field(default=0, ge=0)
+
+
+class Sampling(WireModel):
+    """How a batch is decoded. `temperature` 0 is greedy."""
+
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 = all tokens")
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    stop_token_ids: tuple[int, ...]
+    banned_token_ids: tuple[int, ...] = ()
+    repeat_terminate: RepeatTerminate | None = None
+
+
+class InlineImage(WireModel):
+    """An encoded image file (PNG or another lossless format Pillow reads), base64 in JSON."""
+
+    kind: Literal["inline"] = "inline"
+    data: Base64Bytes
+
+
+class PathImage(WireModel):
+    """An image by its path under the server's `--image-root`."""
+
+    kind: Literal["path"] = "path"
+    path: str
+
+
+WireImage = Annotated[InlineImage | PathImage, Field(discriminator="kind")]
+
+
+class RolloutSample(WireModel):
+    """One answer to decode. `uid` is the caller's and unique in its batch."""
+
+    uid: str = Field(min_length=1, max_length=256)
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1, description="one image placeholder id per image, unexpanded")
+    images: tuple[WireImage, ...] = ()
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class RolloutBatch(WireModel):
+    """Body of `POST /rollouts`."""
+
+    wire_version: int = WIRE_VERSION
+    batch_id: str = Field(min_length=1, max_length=128)
+    policy_version: PolicyVersion | None = Field(default=None, description="None = whatever the server holds")
+    sampling: Sampling
+    samples: tuple[RolloutSample, ...] = Field(min_length=1)
+    return_logprobs: bool = False
+
+
+FinishReason = Literal["stop", "length", "repetition", "object_limit"]
+
+SampleErrorCode = Literal["prompt_too_long", "bad_image", "unknown_token_id", "bad_placeholders", "cancelled", "engine_error"]
+
+
+class StreamHeader(WireModel):
+    """First line: what was accepted, and under which weights it is decoded."""
+
+    type: Literal["header"] = "header"
+    wire_version: int = WIRE_VERSION
+    batch_id: str
+    policy_version: PolicyVersion | None
+    accepted: int
+
+
+class StreamSample(WireModel):
+    """A finished answer. Times are seconds since the batch was accepted."""
+
+    type: Literal["sample"] = "sample"
+    uid: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int = Field(description="after image expansion")
+    image_grid: tuple[tuple[int, int, int], ...] = Field(description="(t, h, w) in patches, one per image")
+    policy_version: PolicyVersion | None
+    token_logprobs: tuple[float, ...] | None = None
+    queue_s: float
+    first_token_s: float
+    done_s: float
+
+
+class StreamError(WireModel):
+    """One sample that could not be decoded; the others go on."""
+
+    type: Literal["error"] = "error"
+    uid: str
+    code: SampleErrorCode
+    retryable: bool
+    message: str
+
+
+class StreamHeartbeat(WireModel):
+    """Sent every few seconds, so that a silent stream means a dead one."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    running: int
+    waiting: int
+    generated_tokens: int
+
+
+class StreamFooter(WireModel):
+    """Last line. A stream without it was cut."""
+
+    type: Literal["footer"] = "footer"
+    finished: int
+    failed: int
+    generated_tokens: int
+    seconds: float
+
+
+StreamLine = Annotated[
+    StreamHeader | StreamSample | StreamError | StreamHeartbeat | StreamFooter, Field(discriminator="type")
+]
+
+
+class CancelReply(WireModel):
+    """Body of the answer to `DELETE /rollouts/{batch_id}`."""
+
+    batch_id: str
+    cancelled: int = Field(description="samples that were still being decoded")
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+SyncMode = Literal["full", "merged"]
+Transport = Literal["file", "http"]
+
+
+class TensorSpec(WireModel):
+    """One tensor under its name in the Hugging Face checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    num_bytes: int = Field(ge=0)
+
+
+class WeightManifest(WireModel):
+    """Body of `POST /weights/prepare`: all that is about to be sent, before a byte of it is."""
+
+    wire_version: int = WIRE_VERSION
+    policy_version: PolicyVersion
+    mode: SyncMode
+    transport: Transport
+    tensors: tuple[TensorSpec, ...] = Field(min_length=1)
+    num_bytes: int = Field(ge=0, description="size of the safetensors data")
+    digest: str = Field(description="sha256 of the safetensors data, hexadecimal")
+    folder: str | None = Field(default=None, description="file transport: folder under the server's --weights-root")
+
+
+class WeightPrepared(WireModel):
+    """The manifest fits the model; the data may be sent."""
+
+    policy_version: PolicyVersion
+
+
+class WeightRefused(WireModel):
+    """Status 422: every way in which the manifest does not fit, at once."""
+
+    mismatches: tuple[str, ...]
+
+
+class WeightCommit(WireModel):
+    """Body of `POST /weights/commit` and `POST /weights/abort`."""
+
+    policy_version: PolicyVersion
+
+
+class WeightCommitted(WireModel):
+    """The new weights serve."""
+
+    policy_version: PolicyVersion
+    verify_s: float
+    load_s: float
+    canary_s: float
+
+
+WeightPhase = Literal["serving", "staging", "loading", "tainted"]
+
+
+class WeightStatus(WireModel):
+    """Answer to `GET /weights`, and to an abort."""
+
+    phase: WeightPhase
+    policy_version: PolicyVersion | None = Field(description="None = the checkpoint the server was started with")
+    staged: PolicyVersion | None = None
+
+
+# --- service ----------------------------------------------------------------------------------------------------------
+
+
+class ServerLimits(WireModel):
+    """What one request may hold."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_open_samples: int
+    max_images_per_sample: int
+    max_image_pixels: int
+    max_body_bytes: int
+
+
+class ServerInfo(WireModel):
+    """Answer to `GET /info`."""
+
+    wire_version: int = WIRE_VERSION
+    model: str
+    tokenizer_digest: str
+    engine: str
+    limits: ServerLimits
+    capabilities: tuple[str, ...] = Field(description="such as logprobs, transport:file, mode:full")
+    policy_version: PolicyVersion | None
+
+
+class ComponentHealth(WireModel):
+    """One component's part in live and ready."""
+
+    name: str
+    live: bool
+    ready: bool
+    reason: str = ""
+
+
+class HealthReport(WireModel):
+    """Answer to `GET /health/` and `GET /ready/`."""
+
+    ok: bool
+    components: tuple[ComponentHealth, ...]
+
+
+class ErrorBody(WireModel):
+    """Body of every 4xx and 5xx of ours."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    policy_version: PolicyVersion | None = Field(default=None, description="with 409: the version held")
