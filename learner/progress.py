@@ -1,0 +1,23 @@
+"""How far a run has come: all the state that the plan needs to go on."""
+
+from dataclasses import dataclass
+
+from learner.plan.step_plan import StepPlan
+
+
+@dataclass
+class Progress:
+    """`step` counts finished optimizer steps, `cursor` the records they consumed over all epochs."""
+
+    num_steps: int
+    step: int = 0
+    cursor: int = 0
+    epoch: float = 0.0
+
+    def advance(self, step: StepPlan) -> None:
+        """Note that `step` is done."""
+        self.step, self.cursor, self.epoch = step.step + 1, step.cursor, step.epoch
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.num_steps

@@ -1,0 +1,186 @@
+"""One rollout server, seen from the learner: typed requests out, finished rollouts in."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from learner.data.sample import EncodedRecord
+from shared.errors import BoxloopError, PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
+from shared.framing import decode_lines
+from shared.wire import (
+    WIRE_VERSION,
+    ErrorBody,
+    InlineImage,
+    PolicyVersion,
+    RolloutBatch,
+    RolloutSample,
+    Sampling,
+    ServerInfo,
+    StreamError,
+    StreamFooter,
+    StreamHeader,
+    StreamSample,
+)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One answer to decode: an encoded record and the seed of its sampling."""
+
+    encoded: EncodedRecord
+    seed: int
+
+    @property
+    def uid(self) -> str:
+        return self.encoded.record.record_id
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One decoded answer. `token_logprobs` is as long as `token_ids` when asked for; times are seconds.
+
+    `arrived_at` is this process's monotonic clock at the moment the line came in, however late it is looked at.
+    """
+
+    request: RolloutRequest
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    policy_version: PolicyVersion | None
+    token_logprobs: tuple[float, ...] | None
+    queue_s: float
+    decode_s: float
+    arrived_at: float
+
+
+@dataclass(frozen=True)
+class LostSample:
+    """A request that no server could answer; it counts as zero in the loss."""
+
+    request: RolloutRequest
+    code: str
+    message: str
+    retryable: bool
+
+
+class RolloutServer:
+    """HTTP client of one rollout server. A stream may stay silent for at most `stall_timeout_s`."""
+
+    def __init__(self, client: httpx.AsyncClient, stall_timeout_s: float) -> None:
+        self._client = client
+        self._stall_timeout_s = stall_timeout_s
+        self.name = str(client.base_url)
+
+    async def info(self) -> ServerInfo:
+        """Ask what the server is; raises ProtocolError when it speaks another wire version."""
+        reply = await self._ask("GET", "/info")
+        info = ServerInfo.model_validate_json(reply.content)
+        if info.wire_version != WIRE_VERSION:
+            raise ProtocolError(f"{self.name} speaks wire version {info.wire_version}, this learner {WIRE_VERSION}")
+        return info
+
+    async def decode(
+        self,
+        batch_id: str,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        version: PolicyVersion | None,
+        return_logprobs: bool = False,
+    ) -> AsyncIterator[Rollout | LostSample]:
+        """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
+
+        Raises ServerUnavailable when the stream is cut or silent, VersionConflict when the server holds other weights,
+        PromptMismatch when it expands a prompt differently.
+        """
+        open_requests = {request.uid: request for request in requests}
+        body = RolloutBatch(
+            batch_id=batch_id,
+            policy_version=version,
+            sampling=sampling,
+            samples=tuple(wire_sample(request) for request in requests),
+            return_logprobs=return_logprobs,
+        )
+        complete = False
+        try:
+            async with self._client.stream(
+                "POST",
+                "/rollouts",
+                content=body.model_dump_json(),
+                headers={"content-type": "application/json"},
+                timeout=httpx.Timeout(self._stall_timeout_s),
+            ) as response:
+                await self._raise_for(response)
+                async for line in decode_lines(response.aiter_bytes()):
+                    match line:
+                        case StreamSample():
+                            yield checked_rollout(open_requests.pop(line.uid), line, self.name)
+                        case StreamError():
+                            yield LostSample(open_requests.pop(line.uid), line.code, line.message, line.retryable)
+                        case StreamFooter():
+                            complete = True
+                        case StreamHeader() if line.accepted != len(requests):
+                            raise ProtocolError(f"{self.name} accepted {line.accepted} of {len(requests)} samples")
+        except httpx.TransportError as error:
+            raise ServerUnavailable(f"{self.name} broke off: {error!r}") from error
+        if not complete or open_requests:
+            raise ServerUnavailable(f"{self.name} ended a stream with {len(open_requests)} samples unanswered")
+
+    async def _ask(self, method: str, path: str, body: str | None = None) -> httpx.Response:
+        try:
+            response = await self._client.request(method, path, content=body)
+        except httpx.TransportError as error:
+            raise ServerUnavailable(f"{self.name} cannot be reached: {error!r}") from error
+        await self._raise_for(response)
+        return response
+
+    async def _raise_for(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        await response.aread()
+        raise refusal(self.name, response.status_code, response.content)
+
+
+def refusal(server: str, status: int, content: bytes) -> BoxloopError:
+    """Turn a refused request into the error it stands for."""
+    try:
+        body = ErrorBody.model_validate_json(content)
+    except ValueError:
+        return ProtocolError(f"{server} answered {status}: {content[:300]!r}")
+    if status == 409:
+        return VersionConflict(f"{server} holds policy version {body.policy_version}: {body.message}")
+    if body.retryable:
+        return ServerUnavailable(f"{server} answered {status} {body.code}: {body.message}")
+    return ProtocolError(f"{server} answered {status} {body.code}: {body.message}")
+
+
+def wire_sample(request: RolloutRequest) -> RolloutSample:
+    """The request as it goes over the wire: unexpanded prompt ids and the image's own bytes."""
+    encoded = request.encoded
+    return RolloutSample(
+        uid=request.uid,
+        prompt_token_ids=encoded.request_token_ids,
+        images=(InlineImage.model_construct(kind="inline", data=encoded.image.png),),
+        seed=request.seed,
+    )
+
+
+def checked_rollout(request: RolloutRequest, line: StreamSample, server: str) -> Rollout:
+    """Turn a finished line into a Rollout after comparing both sides' view of the prompt."""
+    encoded = request.encoded
+    ours, theirs = (len(encoded.prompt_token_ids), (encoded.image.grid,)), (line.num_prompt_tokens, line.image_grid)
+    if ours != theirs:
+        raise PromptMismatch(
+            f"{request.uid}: the learner expands the prompt to {ours[0]} tokens with image grids {ours[1]}, "
+            f"{server} to {theirs[0]} with {theirs[1]}; both must load the same processor configuration"
+        )
+    return Rollout(
+        request=request,
+        token_ids=line.token_ids,
+        finish_reason=line.finish_reason,
+        policy_version=line.policy_version,
+        token_logprobs=line.token_logprobs,
+        queue_s=line.queue_s,
+        decode_s=line.done_s - line.queue_s,
+        arrived_at=time.monotonic(),
+    )

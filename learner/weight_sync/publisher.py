@@ -1,0 +1,65 @@
+"""Publishing the learner's weights to every server before a B step whose weights are stale."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from uuid import uuid4
+
+import torch
+
+from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.transports import FileTransport
+from shared.streams import task_group
+from shared.wire import PolicyVersion, WeightCommit, WeightManifest
+
+Snapshot = Callable[[], Mapping[str, torch.Tensor]]
+
+
+class WeightPublisher:
+    """Keeps the servers at the learner's policy version.
+
+    `snapshot` returns the weights under their Hugging Face names; it and the writing run on `compute`, the lane that
+    owns the model. The incarnation is a random word per learner process, so that a server that served another learner
+    is always sent everything first.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[WeightChannel],
+        transport: FileTransport,
+        snapshot: Snapshot,
+        compute: Callable[..., Awaitable[WeightManifest]],
+    ) -> None:
+        self._channels = tuple(channels)
+        self._transport = transport
+        self._snapshot = snapshot
+        self._compute = compute
+        self._incarnation = uuid4().hex[:12]
+        self.version: PolicyVersion | None = None
+
+    async def publish_if_stale(self, step: int) -> float:
+        """Bring every server to the weights of `step`; returns the seconds it took, 0.0 when none was stale.
+
+        Raises WeightSyncFailed when a server cannot commit; that server then serves its old version or is not ready.
+        """
+        version = PolicyVersion(incarnation=self._incarnation, step=step)
+        if version == self.version:
+            return 0.0
+        started = time.monotonic()
+        manifest = await self._compute(self._write, version)
+        try:
+            async with task_group() as tasks:
+                for channel in self._channels:
+                    tasks.start_soon(publish_to, channel, manifest)
+        finally:
+            self._transport.drop(manifest)
+        self.version = version
+        return time.monotonic() - started
+
+    def _write(self, version: PolicyVersion) -> WeightManifest:
+        return self._transport.write(self._snapshot(), version, "full")
+
+
+async def publish_to(channel: WeightChannel, manifest: WeightManifest) -> None:
+    """One server's transaction: announce, then load."""
+    await channel.prepare(manifest)
+    await channel.commit(WeightCommit(policy_version=manifest.policy_version))
