@@ -6,16 +6,16 @@ A batch of rollouts is asked for with `RolloutBatch` and answered by a stream of
 
 from typing import Annotated, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 WIRE_VERSION = 1
 """Raised by every change that an older peer cannot read."""
 
 
 class WireModel(BaseModel):
-    """Strict base: unknown fields are refused, values never change."""
+    """Strict base: unknown fields are refused, values never change, bytes are base64 in JSON."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64")
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
 
 class PolicyVersion(WireModel):
@@ -55,10 +55,10 @@ class Sampling(WireModel):
 
 
 class InlineImage(WireModel):
-    """An encoded image file (PNG or another lossless format Pillow reads), base64 in JSON."""
+    """An encoded image file (PNG or another lossless format Pillow reads)."""
 
     kind: Literal["inline"] = "inline"
-    data: Base64Bytes
+    data: bytes
 
 
 class PathImage(WireModel):
@@ -75,7 +75,9 @@ class RolloutSample(WireModel):
     """One answer to decode. `uid` is the caller's and unique in its batch."""
 
     uid: str = Field(min_length=1, max_length=256)
-    prompt_token_ids: tuple[int, ...] = Field(min_length=1, description="one image placeholder id per image, unexpanded")
+    prompt_token_ids: tuple[int, ...] = Field(
+        min_length=1, description="one image placeholder id per image, unexpanded"
+    )
     images: tuple[WireImage, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -93,7 +95,9 @@ class RolloutBatch(WireModel):
 
 FinishReason = Literal["stop", "length", "repetition", "object_limit"]
 
-SampleErrorCode = Literal["prompt_too_long", "bad_image", "unknown_token_id", "bad_placeholders", "cancelled", "engine_error"]
+SampleErrorCode = Literal[
+    "prompt_too_long", "bad_image", "unknown_token_id", "bad_placeholders", "cancelled", "engine_error"
+]
 
 
 class StreamHeader(WireModel):
@@ -164,6 +168,9 @@ class CancelReply(WireModel):
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
+
+WEIGHTS_FILE = "weights.safetensors"
+"""File transport: the one file in a version's folder."""
 
 SyncMode = Literal["full", "merged"]
 Transport = Literal["file", "http"]

@@ -1,0 +1,114 @@
+"""The transformers checkpoint behind the `hf` engine: load it, name its tensors, replace them."""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from rollout_server.engines.base import EngineRequest, ModelTensors
+from rollout_server.settings import ServerSettings
+from shared.errors import ConfigError, WeightSyncFailed
+from shared.wire import Sampling
+
+MODEL_TYPE = "qwen3_vl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded Qwen3-VL model with its image processor and tokenizer."""
+
+    model: Any
+    image_processor: Any
+    tokenizer: Any
+
+    def text_of(self, token_id: int) -> str:
+        """The text of one token, special ones included."""
+        return self.tokenizer.decode([token_id], skip_special_tokens=False)
+
+
+def load_checkpoint(settings: ServerSettings) -> Checkpoint:
+    """Load what `settings.model` names, ready to decode.
+
+    `dtype` auto is float32 on a CPU, where it decodes faster, and the checkpoint's own on a GPU. Raises ConfigError
+    for a directory without a model or for a model of another kind.
+    """
+    # Imported here so that the server answers its probes while these seconds pass.
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "float32" if settings.dtype == "auto" and device == "cpu" else settings.dtype
+    try:
+        found = AutoConfig.from_pretrained(settings.model).model_type
+        if found != MODEL_TYPE:
+            raise ConfigError(f"model.model {settings.model} is a {found}; the hf engine decodes {MODEL_TYPE}")
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            settings.model,
+            dtype=dtype,
+            attn_implementation="sdpa" if settings.attn_impl == "auto" else settings.attn_impl,
+        )
+        return Checkpoint(
+            model=model.to(device).eval(),
+            image_processor=AutoImageProcessor.from_pretrained(settings.model, backend="pil"),
+            tokenizer=AutoTokenizer.from_pretrained(settings.model),
+        )
+    except OSError as error:
+        raise ConfigError(f"model.model {settings.model} cannot be loaded: {error}") from error
+
+
+def tensors_of(model: Any) -> ModelTensors:
+    """Every tensor of the checkpoint under its name; those that share storage with an earlier one count as tied."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    tied: dict[str, str] = {}
+    first_names: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        source = first_names.setdefault(tensor.data_ptr(), name)
+        if source == name:
+            shapes[name] = tuple(tensor.shape)
+        else:
+            tied[name] = source
+    return ModelTensors(shapes, tied)
+
+
+@torch.no_grad()
+def replace_weights(model: Any, file: Path) -> None:
+    """Copy every tensor of the safetensors `file` into `model`, cast to the model's dtype.
+
+    Raises WeightSyncFailed; the model may then hold a mixture of old and new.
+    """
+    held = model.state_dict()
+    tied = tensors_of(model).tied
+    try:
+        with safe_open(file, framework="pt") as sent:
+            names = set(sent.keys())
+            for name in sorted(names):
+                tensor = sent.get_tensor(name)
+                source = tied.get(name)
+                if source is not None and source in names and not torch.equal(tensor, sent.get_tensor(source)):
+                    raise WeightSyncFailed(f"{name} and {source} are tied in this model but differ in {file.name}")
+                held[name].copy_(tensor)
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise WeightSyncFailed(f"loading {file} failed: {error!r}") from error
+
+
+def canary_request(checkpoint: Checkpoint) -> EngineRequest:
+    """Two greedy tokens on a grey ramp of the smallest size the image processor leaves as it is."""
+    processor, config = checkpoint.image_processor, checkpoint.model.config
+    factor = processor.patch_size * processor.merge_size
+    side = factor * max(2, math.ceil(math.sqrt(processor.size["shortest_edge"]) / factor))
+    png = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(png, format="PNG")
+    return EngineRequest(
+        uid="canary",
+        prompt_token_ids=(config.vision_start_token_id, config.image_token_id, config.vision_end_token_id),
+        images=(png.getvalue(),),
+        sampling=Sampling(max_new_tokens=2, stop_token_ids=()),
+        return_logprobs=True,
+    )

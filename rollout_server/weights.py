@@ -1,0 +1,127 @@
+"""The weight transaction: announce, deliver, verify, load; the old version serves until the load begins."""
+
+import time
+from pathlib import Path
+
+import anyio
+
+from rollout_server.admission import Admission
+from rollout_server.canary import check_canary
+from rollout_server.engines.base import Engine
+from rollout_server.policy import WeightState
+from rollout_server.refusal import ManifestRefused, Refusal
+from rollout_server.staging import file_mismatches, manifest_mismatches, staged_file
+from shared.wire import (
+    WIRE_VERSION,
+    ComponentHealth,
+    PolicyVersion,
+    WeightCommit,
+    WeightCommitted,
+    WeightManifest,
+    WeightPrepared,
+    WeightStatus,
+)
+
+
+class WeightService:
+    """The weights of one engine. `weights_root` None takes no files."""
+
+    def __init__(self, engine: Engine, admission: Admission, weights_root: Path | None, drain_timeout_s: float) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._weights_root = weights_root
+        self._drain_timeout_s = drain_timeout_s
+        self._state = WeightState()
+        self.transports = ("file",) if weights_root else ()
+
+    @property
+    def held(self) -> PolicyVersion | None:
+        return self._state.held
+
+    def status(self) -> WeightStatus:
+        return self._state.status()
+
+    def check_servable(self, wanted: PolicyVersion | None) -> None:
+        """Raise Refusal when the weights are broken or are not those of `wanted` (None = any)."""
+        if self._state.tainted:
+            raise Refusal(
+                503, "weights_tainted", "the last weight load failed; a full resend is needed", retry_after_s=5
+            )
+        if wanted is not None and wanted != self.held:
+            raise Refusal(409, "policy_version", f"asked for {wanted}, held is {self.held}", policy_version=self.held)
+
+    def health(self) -> ComponentHealth:
+        """Ready when the weights are whole and an update could be taken."""
+        reason = ""
+        if self._state.tainted:
+            reason = "tainted: the last weight load failed; a full resend is needed"
+        elif self._state.loading:
+            reason = "a weight update is being loaded"
+        elif self._weights_root and not self._weights_root.is_dir():
+            reason = f"weights root {self._weights_root} is not a directory"
+        return ComponentHealth(name="weights", live=True, ready=not reason, reason=reason)
+
+    def prepare(self, manifest: WeightManifest) -> WeightPrepared:
+        """Check an announced update against the model; raises ManifestRefused with every mismatch."""
+        if manifest.wire_version != WIRE_VERSION:
+            raise ManifestRefused((f"wire version {manifest.wire_version}, this server speaks {WIRE_VERSION}",))
+        state = self._state.prepared(manifest)
+        mismatches = manifest_mismatches(manifest, self._engine.tensors(), self.transports)
+        if mismatches:
+            raise ManifestRefused(tuple(mismatches))
+        self._state = state
+        return WeightPrepared(policy_version=manifest.policy_version)
+
+    def abort(self) -> WeightStatus:
+        """Forget an announced update."""
+        self._state = self._state.aborted()
+        return self.status()
+
+    async def commit(self, update: WeightCommit) -> WeightCommitted:
+        """Verify, then load what was announced; batches wait at the door only while it loads.
+
+        Raises ManifestRefused when the data is not what was announced and Refusal when open batches do not end: the
+        old version then serves on. Raises WeightSyncFailed when loading fails: the weights are tainted.
+        """
+        started = time.monotonic()
+        self._state = self._state.committing(update.policy_version)
+        file = await self._verified()
+        verified = time.monotonic()
+        loaded = await self._load(file)
+        return WeightCommitted(
+            policy_version=update.policy_version,
+            verify_s=verified - started,
+            load_s=loaded - verified,
+            canary_s=time.monotonic() - loaded,
+        )
+
+    async def _verified(self) -> Path:
+        """The delivered file, once the door is shut; until then any way out but success leaves the old weights."""
+        manifest = self._state.staged
+        assert manifest is not None
+        assert self._weights_root is not None
+        state = self._state.unfit()
+        try:
+            file = staged_file(manifest, self._weights_root)
+            mismatches = await anyio.to_thread.run_sync(file_mismatches, file, manifest)
+            if mismatches:
+                raise ManifestRefused(tuple(mismatches))
+            state = self._state.postponed()
+            await self._admission.shut(f"loading {manifest.policy_version}", self._drain_timeout_s)
+            state = self._state
+            return file
+        finally:
+            self._state = state
+
+    async def _load(self, file: Path) -> float:
+        """Load with the door shut; returns when loading was done. Any way out but success taints."""
+        state = self._state.failed()
+        try:
+            await self._engine.load_weights(file)
+            loaded = time.monotonic()
+            await check_canary(self._engine)
+            state = self._state.loaded()
+            return loaded
+        finally:
+            self._state = state
+            self._admission.reopen()
