@@ -1,0 +1,63 @@
+"""Boxes and polygons in bins: quantisation, intersection over union, rasters."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.detection.vocabulary import NUM_BINS
+
+MAX_BIN = NUM_BINS - 1
+
+
+def bin_of_px(value: float, size: float) -> int:
+    """Quantise a pixel coordinate along an axis of `size` px: clamp(round(999 · value / size), 0, 999)."""
+    return min(max(round(MAX_BIN * value / size), 0), MAX_BIN)
+
+
+def px_of_bin(bin: float, size: float) -> float:
+    """The pixel coordinate that a bin stands for, along an axis of `size` px."""
+    return bin / MAX_BIN * size
+
+
+def bins_of_px(values: Sequence[float], width: float, height: float) -> tuple[int, ...]:
+    """Quantise x, y, x, y, … in px."""
+    return tuple(bin_of_px(value, height if place % 2 else width) for place, value in enumerate(values))
+
+
+def px_of_bins(bins: Sequence[float], width: float, height: float) -> tuple[float, ...]:
+    """Pixel coordinates of x, y, x, y, … in bins."""
+    return tuple(px_of_bin(bin, height if place % 2 else width) for place, bin in enumerate(bins))
+
+
+def widened(box: tuple[int, ...]) -> tuple[int, ...]:
+    """The box (x1, y1, x2, y2) with an axis of zero extent widened by one bin, inside 0..999."""
+    x1, y1, x2, y2 = box
+    if x1 == x2:
+        x1, x2 = (x1, x1 + 1) if x1 < MAX_BIN else (x1 - 1, x1)
+    if y1 == y2:
+        y1, y2 = (y1, y1 + 1) if y1 < MAX_BIN else (y1 - 1, y1)
+    return x1, y1, x2, y2
+
+
+def bounding_box(bins: tuple[int, ...]) -> tuple[int, ...]:
+    """The smallest box (x1, y1, x2, y2) around a box or polygon; it may have zero extent."""
+    if len(bins) == 4:
+        return bins
+    xs, ys = bins[::2], bins[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def box_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pairwise IoU of boxes `a` [P, 4] and `b` [G, 4] (x1, y1, x2, y2 with positive extent) as [P, G].
+
+    A box without extent has IoU 0 with everything.
+    """
+    left_top = np.maximum(a[:, None, :2], b[None, :, :2])
+    right_bottom = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    extent = (right_bottom - left_top).clip(min=0.0)
+    intersection = extent[..., 0] * extent[..., 1]
+    area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
+    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    union = area_a[:, None] + area_b[None, :] - intersection
+    return intersection / np.where(intersection > 0, union, 1.0)

@@ -1,0 +1,45 @@
+"""The only writer of the answer format (docs/data.md)."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from learner.detection.vocabulary import coordinate_text
+
+
+class Describable(Protocol):
+    """What can be written: a ground-truth object or a prediction. `bins` is flat: x, y, x, y, …"""
+
+    @property
+    def desc(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def bins(self) -> tuple[int, ...]: ...
+
+
+BETWEEN_COORDINATES = '", "'
+CLOSE_OBJECT = '"]}'
+CLOSE_ANSWER = "}"
+SEPARATOR = ", "
+
+
+def open_object(index: int, desc: str, kind: str) -> tuple[str, str, str]:
+    """An object's text up to its first coordinate, in three parts: before, of and after the desc value.
+
+    `index` is the N of `object_N`, counted from 1.
+    """
+    value = json.dumps(desc, ensure_ascii=False)[1:-1]
+    return f'"object_{index}": {{"desc": "', value, f'", "{kind}": ["'
+
+
+def object_text(index: int, item: Describable) -> str:
+    """One entry of an answer."""
+    coordinates = BETWEEN_COORDINATES.join(map(coordinate_text, item.bins))
+    return "".join(open_object(index, item.desc, item.kind)) + coordinates + CLOSE_OBJECT
+
+
+def answer_text(objects: Iterable[Describable] | Sequence[Describable], start_index: int = 1) -> str:
+    """Write an answer, in the order given; no objects is `{}`. The stop token is not part of it."""
+    entries = (object_text(index, item) for index, item in enumerate(objects, start_index))
+    return "{" + SEPARATOR.join(entries) + CLOSE_ANSWER

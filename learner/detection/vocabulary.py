@@ -1,0 +1,197 @@
+"""The 1000 coordinate tokens of a tokenizer, and the text of every other token.
+
+A rollout is read as *marked text*: each byte of it is one character below U+0100 (so a character of desc that is split
+over two tokens joins again), and each coordinate token is a single character above, which no byte can be mistaken for.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from shared.errors import DataError
+
+NUM_BINS = 1000
+COORDINATE_MARK = 0x100
+"""Bin k is the character `COORDINATE_MARK + k` of marked text."""
+STOP = chr(COORDINATE_MARK + NUM_BINS)
+UNKNOWN = chr(COORDINATE_MARK + NUM_BINS + 1)
+"""An id outside the vocabulary; it makes whatever it stands in invalid."""
+IM_END = "<|im_end|>"
+ANY_COORDINATE = f"{chr(COORDINATE_MARK)}-{chr(COORDINATE_MARK + NUM_BINS - 1)}"
+"""The range of coordinate marks, for use inside a character class."""
+
+_PROBE = '{"object_1": {"desc": "öl 猫 x", "bbox_2d": ["<|coord_0|>", "<|coord_7|>", "<|coord_999|>"]}}<|im_end|>'
+
+
+def coordinate_text(bin: int) -> str:
+    """The coordinate token of a bin as text."""
+    return f"<|coord_{bin}|>"
+
+
+class _Pieces(dict[int, str]):
+    """Marked text by token id. Ids that a padded embedding matrix has and the tokenizer lacks are `UNKNOWN`."""
+
+    def __missing__(self, token_id: int) -> str:
+        return UNKNOWN
+
+
+@dataclass(frozen=True, eq=False)
+class CoordinateVocabulary:
+    """What the pure floor knows of a tokenizer. Build it once with `from_tokenizer` and share it.
+
+    `coordinate_ids` are in bin order; `stop_ids` end an answer and hold `im_end_id`; `special_texts` may not stand in a
+    desc, because they would be encoded as the tokens they name.
+    """
+
+    coordinate_ids: tuple[int, ...]
+    im_end_id: int
+    stop_ids: frozenset[int]
+    special_texts: frozenset[str]
+    tokenizer: Any
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> "CoordinateVocabulary":
+        """Read a transformers tokenizer that is backed by the tokenizers library.
+
+        Raises DataError when coordinate tokens or `<|im_end|>` are missing, or when answers in the answer format would
+        not survive the way into ids and back.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise DataError(f"{type(tokenizer).__name__} has no backend_tokenizer; load it with AutoTokenizer")
+        coordinate_ids = _ids_of(backend, [coordinate_text(bin) for bin in range(NUM_BINS)])
+        (im_end_id,) = _ids_of(backend, [IM_END])
+        ends = (tokenizer.eos_token_id, backend.token_to_id("<|endoftext|>"))
+        added = backend.get_added_tokens_decoder().values()
+        vocabulary = cls(
+            coordinate_ids=coordinate_ids,
+            im_end_id=im_end_id,
+            stop_ids=frozenset({im_end_id, *(end for end in ends if end is not None)}),
+            special_texts=frozenset(token.content for token in added if token.special)
+            | {coordinate_text(bin) for bin in range(NUM_BINS)},
+            tokenizer=backend,
+        )
+        vocabulary._check()
+        return vocabulary
+
+    def bin_of(self, token_id: int) -> int | None:
+        """Bin 0..999 of a coordinate token, None for any other id."""
+        return self._bins.get(token_id)
+
+    def id_of(self, bin: int) -> int:
+        """Token id of a bin. Raises IndexError outside 0..999."""
+        if not 0 <= bin < NUM_BINS:
+            raise IndexError(f"bin {bin} is not in 0..{NUM_BINS - 1}")
+        return self.coordinate_ids[bin]
+
+    def is_coordinate(self, token_id: int) -> bool:
+        return token_id in self._bins
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands: nothing is added, and special tokens in it are recognised as such."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def encode_between_coordinates(self) -> "lru_cache[tuple[int, ...]]":  # type: ignore[type-arg]
+        """`encode` of text that stands between two coordinate tokens, remembered.
+
+        Added tokens cut the text before anything is merged, so the ids of such a stretch do not depend on what is
+        around it (checked when the vocabulary is built).
+        """
+        return lru_cache(maxsize=1 << 16)(lambda text: tuple(self.encode(text)))
+
+    def marked_text(self, token_ids: Iterable[int]) -> str:
+        """The text of token ids, one character a byte, with coordinate tokens and stop ids as marks."""
+        return "".join(map(self._pieces.__getitem__, token_ids))
+
+    def num_characters(self, token_ids: Iterable[int]) -> Iterable[int]:
+        """Length of each token in marked text."""
+        return map(len, map(self._pieces.__getitem__, token_ids))
+
+    def decode_pieces(self, token_ids: Iterable[int]) -> bytes:
+        """The bytes of token ids, special tokens included; ids outside the vocabulary are left out."""
+        return b"".join(map(self._bytes_of, token_ids))
+
+    @cached_property
+    def is_coordinate_id(self) -> Any:
+        """`is_coordinate` as a C function, for `map`."""
+        return self._bins.__contains__
+
+    @cached_property
+    def _bins(self) -> dict[int, int]:
+        return {token_id: bin for bin, token_id in enumerate(self.coordinate_ids)}
+
+    @cached_property
+    def _pieces(self) -> _Pieces:
+        pieces = _pieces_of(self.tokenizer)
+        pieces.update((token_id, chr(COORDINATE_MARK + bin)) for token_id, bin in self._bins.items())
+        pieces.update((token_id, STOP) for token_id in self.stop_ids)
+        return pieces
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        piece = self._pieces[token_id]
+        if piece == UNKNOWN:
+            return b""
+        if len(piece) == 1 and ord(piece) >= COORDINATE_MARK:
+            return str(self.tokenizer.id_to_token(token_id)).encode()
+        return piece.encode("latin-1")
+
+    def _check(self) -> None:
+        """Encode a small answer and read it back."""
+        ids = self.encode(_PROBE)
+        head, *_, tail = _PROBE.split(coordinate_text(0))[0], _PROBE.split(coordinate_text(999))[-1]
+        between = self.encode('", "')
+        zero, seven, last = self.coordinate_ids[0], self.coordinate_ids[7], self.coordinate_ids[999]
+        stretches = [*self.encode(head), zero, *between, seven, *between, last, *self.encode(tail)]
+        if self.decode_pieces(ids) != _PROBE.encode() or ids != stretches:
+            raise DataError(
+                f"the tokenizer turns {_PROBE!r} into {self.decode_pieces(ids)!r}; answers need a byte-level tokenizer "
+                "with <|coord_0|> … <|coord_999|> as added special tokens that strip no white space"
+            )
+
+
+def _ids_of(backend: Any, texts: Sequence[str]) -> tuple[int, ...]:
+    """Ids of tokens that must exist, each once."""
+    ids = [backend.token_to_id(text) for text in texts]
+    missing = [text for text, token_id in zip(texts, ids, strict=True) if token_id is None]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise DataError(f"the tokenizer lacks {shown}; add them as special tokens and train their embeddings first")
+    if len(set(ids)) < len(ids):
+        twice = [text for text, token_id in zip(texts, ids, strict=True) if ids.count(token_id) > 1]
+        raise DataError(f"the tokenizer gives the same id to {', '.join(twice[:5])}; each needs its own")
+    return tuple(ids)
+
+
+def _pieces_of(backend: Any) -> _Pieces:
+    """Bytes of every token, as characters below U+0100."""
+    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+    added = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
+    ordinary = backend.get_vocab(with_added_tokens=False)
+    if '"ByteLevel"' in json.dumps(decoder):
+        table = _byte_level_table()
+        pieces = _Pieces((token_id, token.translate(table)) for token, token_id in ordinary.items())
+    else:
+        pieces = _Pieces((token_id, _sentencepiece_bytes(token)) for token, token_id in ordinary.items())
+    pieces.update((token_id, content.encode().decode("latin-1")) for token_id, content in added.items())
+    return pieces
+
+
+def _byte_level_table() -> dict[int, int]:
+    """The characters that byte-level BPE writes for bytes, back to the bytes.
+
+    Printable Latin-1 stands for itself; the others are numbered on from U+0100 (Radford et al. 2019, GPT-2's encoder).
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {0x100 + place: byte for place, byte in enumerate(others)}
+
+
+def _sentencepiece_bytes(token: str) -> str:
+    """A SentencePiece token: `▁` is a space, `<0x0A>` a single byte."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return chr(int(token[3:5], 16))
+    return token.replace("▁", " ").encode().decode("latin-1")
