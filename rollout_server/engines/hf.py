@@ -42,7 +42,7 @@ class HfEngine:
     """Engine (see base.py) over a transformers Qwen3-VL checkpoint, on a GPU if there is one, else on the CPU."""
 
     name = "hf"
-    capabilities = ("logprobs", "object_limit")
+    capabilities: tuple[str, ...] = ("logprobs", "object_limit")
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings

@@ -1,0 +1,108 @@
+"""Which requests are well-formed for a checkpoint, and how a prompt grows by its images; no model needed."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from PIL import Image, UnidentifiedImageError
+
+from rollout_server.engines.base import EngineRequest, SampleRejected
+from shared.errors import ConfigError
+from shared.wire import ServerLimits
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+Grid = tuple[int, int, int]
+"""(t, h, w) of an image in patches."""
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """The checks common to all engines. Sizes are those of the image processor."""
+
+    vocab_size: int
+    image_token_id: int
+    video_token_id: int
+    patch_size: int
+    merge_size: int
+    limits: ServerLimits
+
+    def check_ids(self, request: EngineRequest) -> None:
+        """Raise SampleRejected for an unknown id or for placeholders that do not match the images."""
+        sampling = request.sampling
+        listed = (*request.prompt_token_ids, *sampling.banned_token_ids, *sampling.stop_token_ids)
+        unknown = [token_id for token_id in listed if not 0 <= token_id < self.vocab_size]
+        if unknown:
+            raise SampleRejected("unknown_token_id", f"ids {unknown[:8]} are not in 0..{self.vocab_size - 1}")
+        if self.video_token_id in request.prompt_token_ids:
+            raise SampleRejected("bad_placeholders", "the prompt holds a video placeholder; only images are decoded")
+        placeholders, images = request.prompt_token_ids.count(self.image_token_id), len(request.images)
+        if placeholders != images:
+            raise SampleRejected(
+                "bad_placeholders",
+                f"{placeholders} image placeholders for {images} images; send one unexpanded id an image",
+            )
+        if images > self.limits.max_images_per_sample:
+            raise SampleRejected("bad_image", f"{images} images exceed the limit {self.limits.max_images_per_sample}")
+
+    def open_image(self, data: bytes) -> Image.Image:
+        """Decode an image file to RGB; raises SampleRejected for a broken, too large or unaligned one."""
+        try:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                self._check_size(image.width, image.height)
+                return image.convert("RGB")
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise SampleRejected("bad_image", f"not a readable {'/'.join(IMAGE_FORMATS)} image: {error}") from error
+
+    def expanded(self, token_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        """Repeat each image placeholder once a merged patch of its image."""
+        counts = iter(t * h * w // self.merge_size**2 for t, h, w in grids)
+        expanded: list[int] = []
+        for token_id in token_ids:
+            expanded.extend([token_id] * (next(counts) if token_id == self.image_token_id else 1))
+        return expanded
+
+    def check_length(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raise SampleRejected for a prompt that leaves no room for the longest answer."""
+        if num_prompt_tokens + max_new_tokens > self.limits.max_model_len:
+            raise SampleRejected(
+                "prompt_too_long",
+                f"{num_prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed "
+                f"max_model_len {self.limits.max_model_len}",
+            )
+
+    def _check_size(self, width: int, height: int) -> None:
+        limit, factor = self.limits.max_image_pixels, self.patch_size * self.merge_size
+        if width * height > limit:
+            raise SampleRejected("bad_image", f"{width}×{height} px exceed the limit of {limit} px")
+        if width % factor or height % factor:
+            raise SampleRejected(
+                "bad_image",
+                f"{width}×{height} px are no multiples of {factor}; send a size that the processor leaves as it is",
+            )
+
+
+def read_rules(model: str, limits: ServerLimits) -> PromptRules:
+    """The rules of the checkpoint in directory `model`, from its JSON files; raises ConfigError without them."""
+    config, processor = _json_of(model, "config.json"), _json_of(model, "preprocessor_config.json")
+    try:
+        return PromptRules(
+            vocab_size=config["text_config"]["vocab_size"],
+            image_token_id=config["image_token_id"],
+            video_token_id=config["video_token_id"],
+            patch_size=processor["patch_size"],
+            merge_size=processor["merge_size"],
+            limits=limits,
+        )
+    except KeyError as error:
+        raise ConfigError(f"model.model {model} is not a Qwen3-VL checkpoint: {error} is missing") from error
+
+
+def _json_of(model: str, name: str) -> Any:
+    try:
+        return orjson.loads((Path(model) / name).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.model {model} has no readable {name}: {error}") from error

@@ -1,0 +1,104 @@
+"""Running one server process: its token, its socket, its engine, and the way it ends."""
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from rollout_server.app import create_app
+from rollout_server.canary import check_canary
+from rollout_server.engines.base import Engine
+from rollout_server.settings import ServerSettings
+from shared.errors import BoxloopError, ConfigError
+from shared.streams import task_group
+
+TOKEN_VARIABLE = "BOXLOOP_TOKEN"
+MIN_TOKEN_BYTES = 32
+GRACE_S = 2
+"""How long open streams may go on after a signal."""
+
+
+def read_token(token_file: Path | None, host: str) -> str | None:
+    """The token of `token_file`, else of the environment; None leaves a loopback server open.
+
+    Raises ConfigError for an unreadable file, and for a host that other machines can reach without a token of at
+    least MIN_TOKEN_BYTES bytes.
+    """
+    try:
+        token = token_file.read_text().strip() if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
+    except OSError as error:
+        raise ConfigError(f"token file {token_file} cannot be read: {error}") from error
+    if not _is_loopback(host) and len(token.encode()) < MIN_TOKEN_BYTES:
+        raise ConfigError(
+            f"host {host} can be reached from other machines: set {TOKEN_VARIABLE} or --token-file to a token of at "
+            f"least {MIN_TOKEN_BYTES} bytes (got {len(token.encode())}), or bind 127.0.0.1"
+        )
+    return token or None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before the model is loaded; raises BoxloopError when the port is in use."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise BoxloopError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def build_engine(settings: ServerSettings) -> Engine:
+    """The engine that `settings` name; only its own libraries are imported."""
+    if settings.engine == "hf":
+        from rollout_server.engines.hf import HfEngine
+
+        return HfEngine(settings)
+    from rollout_server.engines.scripted import ScriptedEngine
+
+    return ScriptedEngine(settings)
+
+
+async def serve(settings: ServerSettings, listener: socket.socket) -> None:
+    """Answer probes at once and rollouts when the engine has started, until a signal ends the process.
+
+    Raises BoxloopError when the engine cannot start.
+    """
+    engine = build_engine(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(engine, settings),
+            lifespan="off",
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=75,
+        )
+    )
+    try:
+        async with task_group() as tasks:
+            tasks.start_soon(_start, engine, settings)
+            await server.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
+    finally:
+        await engine.close()
+
+
+async def _start(engine: Engine, settings: ServerSettings) -> None:
+    if settings.weights_root:
+        settings.weights_root.mkdir(parents=True, exist_ok=True)
+    await engine.start()
+    await check_canary(engine)
+    print(f"ready: {engine.name} engine with {settings.model}", flush=True)
