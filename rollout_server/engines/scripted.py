@@ -178,7 +178,7 @@ class ScriptedEngine:
 
 
 def _measured(request: EngineRequest, rules: PromptRules) -> tuple[tuple[Grid, ...], int]:
-    """The grids of the images and the expanded length of the prompt; raises SampleRejected as a model's engine would."""
+    """Grids of the images and length of the expanded prompt; raises SampleRejected as a model's engine would."""
     rules.check_ids(request)
     images = [rules.open_image(data) for data in request.images]
     grids = tuple((1, image.height // rules.patch_size, image.width // rules.patch_size) for image in images)

@@ -1,0 +1,214 @@
+"""The metric catalogue: what each number in logging.jsonl and on /metrics means, and how steps are added up.
+
+`python -m shared.metrics > docs/metrics.md` prints it. A logged value is reduced from the sums over the logged steps,
+never from their means.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["ratio", "sum", "last", "p90", "p99"]
+"""ratio: Σ numerator / Σ denominator · sum: Σ numerator · last: of the newest step · p90, p99: over all samples."""
+
+Steps = Literal["all", "A", "B", "eval", "server"]
+
+REASON = "<reason>"
+"""Stands for the names of the parser's drop reasons in a metric's name."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `steps` says on which optimizer steps it exists; "eval" = evaluation records, "server" = /metrics."""
+
+    name: str
+    unit: str
+    reduction: Reduction
+    steps: Steps
+    numerator: str
+    denominator: str = ""
+
+    @property
+    def prometheus_name(self) -> str:
+        """The name on the learner's /metrics."""
+        return self.name.replace("/", "_")
+
+
+def _ratio(name: str, unit: str, steps: Steps, numerator: str, denominator: str) -> Metric:
+    return Metric(name, unit, "ratio", steps, numerator, denominator)
+
+
+def _sum(name: str, unit: str, steps: Steps, what: str) -> Metric:
+    return Metric(name, unit, "sum", steps, what)
+
+
+def _last(name: str, unit: str, steps: Steps, what: str) -> Metric:
+    return Metric(name, unit, "last", steps, what)
+
+
+def _seconds(name: str, steps: Steps, what: str) -> Metric:
+    return _ratio(name, "s", steps, f"seconds {what}", "logged steps")
+
+
+STAGE2 = (
+    _ratio("stage2/channel_a", "share", "all", "A steps", "logged steps"),
+    _ratio("stage2/channel_b", "share", "all", "B steps", "logged steps"),
+    _sum("stage2/raw_rollouts", "samples", "B", "decoded answers"),
+    _sum("stage2/invalid_rollout", "samples", "B", "answers without a valid object that are not a legal empty answer"),
+    _sum("stage2/empty_rollout", "samples", "B", "answers that are a complete {}"),
+    _ratio("stage2/policy_lag", "steps", "B", "learner step − step of the answer's policy version", "decoded answers"),
+)
+
+OPTIMISATION = (
+    _ratio("loss", "nats", "all", "objective of each step", "logged steps"),
+    _ratio("loss/ce", "nats", "all", "weighted cross-entropy, each sample by its W", "samples of the step"),
+    _ratio("loss/bbox_l1", "canvas", "all", "mean |c − t| of each box's 4 values", "supervised boxes"),
+    _ratio("loss/bbox_giou", "1", "all", "1 − GIoU of each box", "supervised boxes"),
+    _ratio("loss/coord", "nats", "all", "weighted coordinate terms", "supervised coordinates"),
+    _ratio("loss/coord_mass", "probability", "all", "mass inside the coordinate vocabulary", "supervised coordinates"),
+    _last("grad_norm", "1", "all", "gradient norm before clipping"),
+    _last("learning_rate", "1", "all", "learning rate of the language model's group"),
+    _last("epoch", "epochs", "all", "records consumed / records of the data set"),
+)
+
+ROLLOUT = (
+    _ratio("rollout/parse_truncated_rate", "share", "B", "truncated answers", "decoded answers"),
+    _sum("rollout/parse_dropped_invalid", "objects", "B", "dropped objects, whatever the reason"),
+    _sum(f"rollout/parse_dropped_{REASON}", "objects", "B", "objects dropped for this reason"),
+    _ratio("rollout/parse_obj_valid_frac", "share", "B", "valid objects", "valid and dropped objects"),
+    _ratio("rollout/sample_valid_pred_rate", "share", "B", "answers with a valid object", "decoded answers"),
+    _ratio("rollout/sample_any_match_rate", "share", "B", "answers with a matched object", "decoded answers"),
+    _ratio("rollout/precision", "share", "B", "matched objects", "valid predicted objects"),
+    _ratio("rollout/recall", "share", "B", "matched objects", "ground-truth objects"),
+    _ratio("rollout/f1", "share", "B", "2 × matched objects", "valid predicted + ground-truth objects"),
+    _ratio("rollout/matched_maskiou_mean", "IoU", "B", "similarity of each matched pair", "matched objects"),
+    _ratio("rollout/valid_pred_objects", "objects", "B", "valid predicted objects", "decoded answers"),
+    _ratio("rollout/gt_objects", "objects", "B", "ground-truth objects", "decoded answers"),
+    _sum("rollout/matched_for_supervision", "objects", "B", "matched objects kept in a target's prefix"),
+    _sum("rollout/fn_appended", "objects", "B", "missing objects appended to a target"),
+    _sum("rollout/fp", "objects", "B", "extra predictions"),
+    _sum("rollout/gating_rejections", "pairs", "B", "candidate pairs under maskiou_gate"),
+    _ratio("rollout/duplicate_rate", "share", "B", "extra predictions that overlap a matched one", "valid objects"),
+    _ratio("rollout/pred_per_gt", "1", "B", "valid predicted objects", "ground-truth objects"),
+    _ratio("rollout/gen_new_tokens_mean", "tokens", "B", "new tokens", "decoded answers"),
+    Metric("rollout/gen_new_tokens_p90", "tokens", "p90", "B", "new tokens of each answer"),
+    Metric("rollout/gen_new_tokens_p99", "tokens", "p99", "B", "new tokens of each answer"),
+    _ratio("rollout/gen_tokens_per_s", "tokens/s", "B", "new tokens", "seconds from first request to last answer"),
+)
+
+PACKING = (
+    _ratio("packing/post_rollout_fill", "share", "all", "tokens in packs", "packs × capacity"),
+    _ratio("packing/post_rollout_segments", "targets", "all", "targets", "packs"),
+    _ratio("packing/num_packs", "packs", "all", "packs", "logged steps"),
+)
+
+TIME = (
+    _seconds("time/step_s", "all", "from the step's begin to its end"),
+    _seconds("time/rollout_generate_s", "all", "from the first request to the last answer; 0 on A steps"),
+    _seconds("time/rollout_wait_s", "B", "in which the learner had nothing but rollouts to wait for"),
+    _seconds("time/rollout_parse_match_s", "B", "of parsing, matching and making targets"),
+    _seconds("time/encode_s", "all", "of reading and encoding records"),
+    _seconds("time/post_rollout_pack_s", "all", "of packing and collating"),
+    _seconds("time/forward_s", "all", "of forward passes"),
+    _seconds("time/backward_s", "all", "of backward passes"),
+    _seconds("time/sync_s", "B", "of publishing weights"),
+    _seconds("time/optimizer_s", "all", "of the optimizer"),
+)
+
+SHARES = (
+    *(
+        _ratio(f"share/learner_{name}", "share", "all", f"seconds the learner was {what}", "seconds of the steps")
+        for name, what in (
+            ("computing", "computing"),
+            ("waiting_rollouts", "waiting for rollouts"),
+            ("waiting_data", "waiting for data"),
+            ("syncing", "publishing weights"),
+        )
+    ),
+    *(
+        _ratio(
+            f"share/server_{name}", "share", "all", f"seconds the servers were {what}", "seconds of the steps × servers"
+        )
+        for name, what in (
+            ("decoding", "decoding"),
+            ("syncing", "loading weights"),
+            ("idle", "idle by schedule, on A steps"),
+            ("starved", "idle on B steps"),
+        )
+    ),
+)
+
+EVALUATION = (
+    _ratio("eval_rollout_precision", "share", "eval", "matched objects", "valid predicted objects"),
+    _ratio("eval_rollout_recall", "share", "eval", "matched objects", "ground-truth objects"),
+    _ratio("eval_rollout_f1", "share", "eval", "2 × matched objects", "valid predicted + ground-truth objects"),
+    _sum("eval_rollout_pred_objects", "objects", "eval", "valid predicted objects"),
+    _sum("eval_rollout_gt_objects", "objects", "eval", "ground-truth objects"),
+    _sum("eval_rollout_matched", "objects", "eval", "matched objects"),
+    _sum("eval_rollout_fp", "objects", "eval", "extra predictions"),
+    _sum("eval_rollout_fn", "objects", "eval", "missing objects"),
+    _ratio("eval_rollout_matched_maskiou_mean", "IoU", "eval", "similarity of each matched pair", "matched objects"),
+    _ratio("eval_rollout_parse_truncated_rate", "share", "eval", "truncated answers", "decoded answers"),
+    _ratio("eval_rollout_sample_valid_pred_rate", "share", "eval", "answers with a valid object", "decoded answers"),
+)
+
+SERVER = (
+    _sum("boxloop_server_seconds_total", "s", "server", "seconds by activity: decoding, syncing, idle"),
+    _sum("boxloop_server_generated_tokens_total", "tokens", "server", "tokens decoded"),
+    _last("boxloop_server_running", "samples", "server", "samples being decoded"),
+    _last("boxloop_server_waiting", "samples", "server", "samples waiting for a free row"),
+    _last("boxloop_server_open_samples", "samples", "server", "samples of open batches"),
+    _last("boxloop_server_policy_step", "steps", "server", "optimizer updates the weights have seen; −1 = none"),
+)
+
+SECTIONS = {
+    "Schedule and answers": STAGE2,
+    "Loss and optimizer": OPTIMISATION,
+    "Rollouts": ROLLOUT,
+    "Packing": PACKING,
+    "Time": TIME,
+    "Shares of the wall time": SHARES,
+    "Evaluation": EVALUATION,
+    "Rollout server": SERVER,
+}
+
+METRICS: dict[str, Metric] = {metric.name: metric for section in SECTIONS.values() for metric in section}
+
+
+def metric_named(name: str) -> Metric:
+    """The catalogue's entry for a logged name; raises KeyError for one it does not hold."""
+    if name in METRICS:
+        return METRICS[name]
+    family, _, reason = name.rpartition("_dropped_")
+    if family and reason:
+        return METRICS[f"{family}_dropped_{REASON}"]
+    raise KeyError(name)
+
+
+def catalogue_page() -> str:
+    """The catalogue as Markdown."""
+    lines = [
+        "# Metrics",
+        "",
+        "Printed by `python -m shared.metrics`. `logging.jsonl` holds one record per logged optimizer step; a value",
+        "is reduced from the sums over the steps since the last record. On the learner's `/metrics`, `_` is for `/`.",
+        "",
+        "Reductions: `ratio` = Σ numerator / Σ denominator, `sum` = Σ, `last` = of the newest step, `p90` and `p99` =",
+        "over all samples. Steps: on which optimizer steps the metric exists; `eval` = in evaluation records,",
+        "`server` = on a rollout server's `/metrics`.",
+    ]
+    for title, metrics in SECTIONS.items():
+        lines += ["", f"## {title}", "", "| name | unit | reduction | steps | numerator | denominator |"]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            f"| `{m.name}` | {m.unit} | {m.reduction} | {m.steps} | {_cell(m.numerator)} | {_cell(m.denominator)} |"
+            for m in metrics
+        ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(catalogue_page())

@@ -1,0 +1,47 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from shared import wire
+from shared.wire import InlineImage, RolloutBatch, RolloutSample, Sampling, WireModel
+
+GOLDEN_BATCH = (
+    '{"wire_version":1,"batch_id":"b1","policy_version":{"incarnation":"ab","step":7},'
+    '"sampling":{"max_new_tokens":16,"temperature":0.0,"top_p":1.0,"top_k":0,"repetition_penalty":1.0,'
+    '"stop_token_ids":[5],"banned_token_ids":[],"repeat_terminate":null},'
+    '"samples":[{"uid":"train:1","prompt_token_ids":[1,2],"images":[{"kind":"inline","data":"-_8A"}],"seed":0}],'
+    '"return_logprobs":false}'
+)
+
+
+@given(st.binary(max_size=64))
+def test_image_bytes_arrive_as_they_were_sent(data: bytes) -> None:
+    image = InlineImage(data=data)
+    assert InlineImage.model_validate_json(image.model_dump_json()).data == data
+
+
+def test_standard_base64_is_read_too() -> None:
+    assert InlineImage.model_validate_json('{"kind":"inline","data":"+/8A"}').data == b"\xfb\xff\x00"
+
+
+def test_a_batch_is_written_as_an_older_peer_reads_it() -> None:
+    batch = RolloutBatch.model_validate_json(GOLDEN_BATCH)
+    assert batch.samples[0].images[0].data == b"\xfb\xff\x00"
+    assert batch.model_dump_json() == GOLDEN_BATCH
+
+
+def test_an_unknown_field_is_refused_by_every_body() -> None:
+    models = [item for item in vars(wire).values() if isinstance(item, type) and issubclass(item, WireModel)]
+    assert len(models) > 20
+    for model in models:
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            model.model_validate({"surprise": 1})
+
+
+def test_a_batch_needs_samples_and_a_sample_a_prompt() -> None:
+    sampling = Sampling(max_new_tokens=1, stop_token_ids=())
+    with pytest.raises(ValidationError, match="samples"):
+        RolloutBatch(batch_id="b", sampling=sampling, samples=())
+    with pytest.raises(ValidationError, match="prompt_token_ids"):
+        RolloutSample(uid="a", prompt_token_ids=())
