@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import uuid4
 
 import torch
@@ -12,6 +13,14 @@ from shared.streams import task_group
 from shared.wire import PolicyVersion, WeightCommit, WeightManifest
 
 Snapshot = Callable[[], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """The version that every server holds now, and the seconds it took to get there."""
+
+    version: PolicyVersion
+    seconds: float
 
 
 class WeightPublisher:
@@ -34,16 +43,16 @@ class WeightPublisher:
         self._snapshot = snapshot
         self._compute = compute
         self._incarnation = uuid4().hex[:12]
-        self.version: PolicyVersion | None = None
+        self._held: PolicyVersion | None = None
 
-    async def publish_if_stale(self, step: int) -> float:
-        """Bring every server to the weights of `step`; returns the seconds it took, 0.0 when none was stale.
+    async def publish_if_stale(self, step: int) -> Published:
+        """Bring every server to the weights of `step`; at once when none is stale.
 
         Raises WeightSyncFailed when a server cannot commit; that server then serves its old version or is not ready.
         """
         version = PolicyVersion(incarnation=self._incarnation, step=step)
-        if version == self.version:
-            return 0.0
+        if version == self._held:
+            return Published(version, 0.0)
         started = time.monotonic()
         manifest = await self._compute(self._write, version)
         try:
@@ -52,8 +61,8 @@ class WeightPublisher:
                     tasks.start_soon(publish_to, channel, manifest)
         finally:
             self._transport.drop(manifest)
-        self.version = version
-        return time.monotonic() - started
+        self._held = version
+        return Published(version, time.monotonic() - started)
 
     def _write(self, version: PolicyVersion) -> WeightManifest:
         return self._transport.write(self._snapshot(), version, "full")

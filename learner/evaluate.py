@@ -1,0 +1,131 @@
+"""Evaluation: decode the validation records with the current weights, parse, match and count. No loss."""
+
+import json
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from learner.data.prompt import Encoder
+from learner.detection.matching import MatchingConfig, match_objects
+from learner.detection.parsing import parse_rollout
+from learner.detection.record import KINDS, Record
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.progress import Progress
+from learner.reporting.pictures import PictureSample, draw
+from learner.reporting.sinks import Sinks, progress_bar
+from learner.reporting.tallies import Tallies
+from learner.rollouts.balance import RolloutPool
+from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
+from learner.stages import sampling_seed
+from learner.weight_sync.publisher import WeightPublisher
+from shared.wire import Sampling
+
+IOU_50 = 0.5
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """When validation happens and what is kept of it. `every` None = never during training."""
+
+    records: tuple[Record, ...]
+    every: int | None
+    at_start: bool
+    num_pictures: int
+    pictures: Path
+
+
+class Evaluation:
+    """Scores the validation records on the rollout servers, greedily, whatever training samples with."""
+
+    def __init__(
+        self,
+        plan: EvaluationPlan,
+        encoder: Encoder,
+        vocabulary: CoordinateVocabulary,
+        matching: MatchingConfig,
+        pool: RolloutPool,
+        sampling: Sampling,
+        weights: WeightPublisher,
+        sinks: Sinks,
+        console: Console,
+    ) -> None:
+        self._plan = plan
+        self._encoder = encoder
+        self._vocabulary = vocabulary
+        self._matching = matching
+        self._pool = pool
+        self._sampling = sampling.model_copy(update={"temperature": 0.0})
+        self._weights = weights
+        self._sinks = sinks
+        self._console = console
+
+    def due(self, progress: Progress) -> bool:
+        """Whether the step that just ended is followed by an evaluation; the last one always is."""
+        every = self._plan.every
+        return every is not None and (progress.step % every == 0 or progress.done)
+
+    async def before_training(self, progress: Progress) -> None:
+        """Evaluate the weights that training starts from."""
+        if self._plan.at_start and progress.step == 0:
+            await self.run(progress)
+
+    async def run(self, progress: Progress) -> dict[str, float]:
+        """Evaluate once; writes one `eval_*` record and the pictures."""
+        version = (await self._weights.publish_if_stale(progress.step)).version
+        encoded = [await self._encoder.encode(record) for record in self._plan.records]
+        requests = [RolloutRequest(each, sampling_seed(0, 0, each.record.record_id)) for each in encoded]
+        tallies, drawn = Tallies(), {record.record_id for record in self._plan.records[: self._plan.num_pictures]}
+        with progress_bar(self._console) as bar:
+            task = bar.add_task("evaluating", total=len(requests))
+            async with aclosing(self._pool.decode(requests, version, self._sampling)) as results:
+                async for result in results:
+                    bar.advance(task)
+                    if isinstance(result, LostSample):
+                        self._console.print(f"[yellow]evaluation: {result.request.uid} lost: {result.message}")
+                        continue
+                    sample = self._count(tallies, result)
+                    if sample.record.record_id in drawn:
+                        self._keep(sample, progress.step)
+        metrics = tallies.reduced()
+        self._sinks.append({"step": progress.step, **metrics})
+        self._console.print(evaluation_line(progress.step, len(requests), metrics))
+        return metrics
+
+    def _count(self, tallies: Tallies, rollout: Rollout) -> PictureSample:
+        record = rollout.request.encoded.record
+        parsed = parse_rollout(rollout.token_ids, self._vocabulary, rollout.finish_reason, kinds=KINDS)
+        match = match_objects(parsed.predictions, record.objects, self._matching)
+        matched, predicted, truth = len(match.pairs), len(parsed.predictions), len(record.objects)
+        tallies.count("eval_rollout_precision", matched, predicted)
+        tallies.count("eval_rollout_recall", matched, truth)
+        tallies.count("eval_rollout_f1", 2 * matched, predicted + truth)
+        tallies.count("eval_rollout_pred_objects", predicted)
+        tallies.count("eval_rollout_gt_objects", truth)
+        tallies.count("eval_rollout_matched", matched)
+        tallies.count("eval_rollout_fp", len(match.extra))
+        tallies.count("eval_rollout_fn", len(match.missing))
+        tallies.count("eval_rollout_matched_maskiou_mean", sum(iou for _, _, iou in match.pairs), matched)
+        tallies.count("eval_rollout_parse_truncated_rate", parsed.truncated, 1)
+        tallies.count("eval_rollout_sample_valid_pred_rate", predicted > 0 or (parsed.empty and truth == 0), 1)
+        at_50 = match_objects(parsed.predictions, record.objects, replace(self._matching, maskiou_gate=IOU_50))
+        tallies.count("eval_rollout_f1_iou50", 2 * len(at_50.pairs), predicted + truth)
+        tallies.count("eval_rollout_recall_iou50", len(at_50.pairs), truth)
+        return PictureSample(record=record, predictions=parsed.predictions, match=match, appended=())
+
+    def _keep(self, sample: PictureSample, step: int) -> None:
+        """Write one sample as a picture."""
+        self._plan.pictures.mkdir(parents=True, exist_ok=True)
+        name = sample.record.record_id.replace(":", "-").replace("/", "-")
+        draw(sample).save(self._plan.pictures / f"eval-{step:06d}-{name}.png")
+
+
+def evaluation_line(step: int, num_records: int, metrics: dict[str, float]) -> str:
+    """One evaluation for a human."""
+    return (
+        f"evaluation after step {step} on {num_records} images: "
+        f"F1 {metrics['eval_rollout_f1_iou50']:.3f}, recall {metrics['eval_rollout_recall_iou50']:.3f} at IoU 0.5, "
+        f"valid {metrics['eval_rollout_sample_valid_pred_rate']:.3f}"
+    )

@@ -1,0 +1,93 @@
+"""Where finished steps and evaluations go: `logging.jsonl` and the console."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from learner.plan.schedule import Channel
+from learner.reporting.step_report import StepRecord
+from learner.reporting.tallies import Tallies
+
+
+class Sinks:
+    """Writes one record per logged optimizer step, reduced from the sums since the last one, flushed line by line.
+
+    `logging_steps` steps share a record; the first step has its own when `log_first` is set.
+    """
+
+    def __init__(
+        self, path: Path, console: Console, num_steps: int, done: int = 0, logging_steps: int = 1, log_first: bool = False
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._console = console
+        self._num_steps = num_steps
+        self._logging_steps = logging_steps
+        self._log_first = log_first
+        self._waiting = Tallies()
+        self._bar = progress_bar(console)
+        self._task = self._bar.add_task("training", total=num_steps, completed=done)
+
+    def __enter__(self) -> "Sinks":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._file.close()
+
+    def write(self, step: StepRecord) -> None:
+        """Take a finished step; logs when a record is due."""
+        self._waiting += step.tallies
+        finished = step.step + 1
+        self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
+        for lost in step.lost:
+            self._console.print(f"[yellow]step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}")
+        due = finished % self._logging_steps == 0 or finished == self._num_steps or (self._log_first and finished == 1)
+        if due:
+            metrics, self._waiting = self._waiting.reduced(), Tallies()
+            self.append({"step": finished, "channel": step.channel.value, **metrics})
+            self._console.print(console_line(finished, self._num_steps, step.channel, metrics))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line to `logging.jsonl`."""
+        self._file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+        self._file.flush()
+
+
+def progress_bar(console: Console) -> Progress:
+    """The bar of every long part."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str, float]) -> str:
+    """One step for a human: what was learned, how the answers were, where the time went."""
+    parts = [
+        f"{channel.value} {step:>4}/{num_steps}",
+        f"loss {metrics['loss']:.3f}",
+        f"ce {metrics.get('loss/ce', 0):.3f}",
+        f"giou {metrics.get('loss/bbox_giou', 0):.3f}",
+        f"lr {metrics['learning_rate']:.1e}",
+        f"{metrics['time/step_s']:.2f} s",
+        f"compute {metrics['share/learner_computing']:.0%}",
+    ]
+    if channel is Channel.B and "rollout/recall" in metrics:
+        parts += [
+            f"recall {metrics['rollout/recall']:.2f}",
+            f"precision {metrics.get('rollout/precision', 0):.2f}",
+            f"valid {metrics['rollout/sample_valid_pred_rate']:.2f}",
+            f"{metrics.get('rollout/gen_tokens_per_s', 0):.0f} tokens/s",
+        ]
+    return "  ".join(parts)

@@ -1,0 +1,165 @@
+"""What one optimizer step counted and how long its parts took."""
+
+import time
+from dataclasses import dataclass
+
+from learner.detection.quality import Quality
+from learner.learn import PackReport, Update
+from learner.plan.schedule import Channel
+from learner.plan.step_plan import StepPlan
+from learner.reporting.tallies import Tallies
+from learner.rollouts.remote import LostSample
+from learner.teacher import LearnedRollout
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A finished step: its sums, ready to be logged alone or together with its neighbours."""
+
+    step: int
+    channel: Channel
+    seconds: float
+    tallies: Tallies
+    lost: tuple[LostSample, ...]
+
+
+class StepReport:
+    """Filled while a step runs, closed into a StepRecord. All on the event loop; no locks."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self._plan = plan
+        self._opened_at = time.monotonic()
+        self._tallies = Tallies()
+        self._seconds: dict[str, float] = {}
+        self._first_request_at: float | None = None
+        self._arrivals: list[float] = []
+        self._packs: list[PackReport] = []
+        self._lost: list[LostSample] = []
+
+    @classmethod
+    def opened(cls, plan: StepPlan) -> "StepReport":
+        return cls(plan)
+
+    def add_time(self, name: str, seconds: float) -> None:
+        """Add to one of the step's `time/…` metrics."""
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    def decode_opened(self) -> None:
+        """Note the moment of the first request."""
+        self._first_request_at = self._first_request_at or time.monotonic()
+
+    def add_lost(self, lost: LostSample) -> None:
+        self._lost.append(lost)
+
+    def add_pack(self, pack: PackReport) -> None:
+        self._packs.append(pack)
+
+    def add_rollout(self, learned: LearnedRollout, seconds: float) -> None:
+        """Count one answer and the seconds that parsing, matching and its target took."""
+        self._arrivals.append(learned.rollout.arrived_at)
+        self.add_time("time/rollout_parse_match_s", seconds)
+        count_answer(self._tallies, learned, self._plan.step)
+
+    def closed(self, update: Update) -> StepRecord:
+        """Close the step after its update."""
+        step_s = time.monotonic() - self._opened_at
+        tallies = self._tallies
+        tallies.count("stage2/channel_a", self._plan.channel is Channel.A, 1)
+        tallies.count("stage2/channel_b", self._plan.channel is Channel.B, 1)
+        self._count_packs(tallies)
+        self._count_times(tallies, step_s, update)
+        for name, total, count in update.terms:
+            tallies.count(name, total, count)
+        tallies.count("loss", update.loss, 1)
+        tallies.note("grad_norm", update.grad_norm)
+        tallies.note("learning_rate", update.learning_rate)
+        tallies.note("epoch", self._plan.epoch)
+        return StepRecord(self._plan.step, self._plan.channel, step_s, tallies, tuple(self._lost))
+
+    def _count_packs(self, tallies: Tallies) -> None:
+        num_packs = len(self._packs)
+        tokens = sum(pack.num_tokens for pack in self._packs)
+        tallies.count("packing/post_rollout_fill", tokens, sum(pack.capacity for pack in self._packs))
+        tallies.count("packing/post_rollout_segments", sum(pack.num_targets for pack in self._packs), num_packs)
+        tallies.count("packing/num_packs", num_packs, 1)
+
+    def _count_times(self, tallies: Tallies, step_s: float, update: Update) -> None:
+        """Book every second of both sides to one state; what is left over is waiting."""
+        is_b = self._plan.channel is Channel.B
+        for pack in self._packs:
+            self.add_time("time/post_rollout_pack_s", pack.collate_s)
+            self.add_time("time/forward_s", pack.forward_s)
+            self.add_time("time/backward_s", pack.backward_s)
+        self.add_time("time/optimizer_s", update.seconds)
+        self.add_time("time/encode_s", 0.0)
+        generate_s = max(self._arrivals) - self._first_request_at if self._arrivals and self._first_request_at else 0.0
+        self.add_time("time/rollout_generate_s", generate_s)
+        computing = sum(pack.ended_at - pack.started_at for pack in self._packs) + update.seconds
+        syncing = self._seconds.get("time/sync_s", 0.0)
+        idle = max(0.0, step_s - computing - syncing)
+        encoding = min(idle, self._seconds["time/encode_s"]) if is_b else idle
+        if is_b:
+            self.add_time("time/rollout_wait_s", idle - encoding)
+            self.add_time("time/overlap_s", self._overlap_s())
+        shares = {
+            "learner_computing": computing,
+            "learner_syncing": syncing,
+            "learner_waiting_data": encoding,
+            "learner_waiting_rollouts": idle - encoding,
+            "server_decoding": generate_s,
+            "server_syncing": syncing,
+            "server_starved": max(0.0, step_s - generate_s - syncing) if is_b else 0.0,
+            "server_idle": 0.0 if is_b else step_s,
+        }
+        for name, seconds in shares.items():
+            tallies.count(f"share/{name}", seconds, step_s)
+        for name, seconds in self._seconds.items():
+            tallies.count(name, seconds, 1)
+        tallies.count("time/step_s", step_s, 1)
+        if is_b:
+            new_tokens = tallies.numerator("rollout/gen_new_tokens_mean")
+            tallies.count("rollout/gen_tokens_per_s", new_tokens, generate_s)
+
+    def _overlap_s(self) -> float:
+        """Seconds of learner compute between the arrival of the first and of the last answer."""
+        if not self._arrivals:
+            return 0.0
+        first, last = min(self._arrivals), max(self._arrivals)
+        return sum(max(0.0, min(pack.ended_at, last) - max(pack.started_at, first)) for pack in self._packs)
+
+
+def count_answer(tallies: Tallies, learned: LearnedRollout, step: int) -> None:
+    """Count one decoded answer under the names of section "Rollouts" of docs/metrics.md."""
+    rollout, parsed, match = learned.rollout, learned.parsed, learned.match
+    truth = rollout.request.encoded.record.objects
+    quality = Quality.of(parsed.predictions, truth, match)
+    dropped = sum(parsed.dropped.values())
+    valid = bool(parsed.predictions)
+    tallies.count("stage2/raw_rollouts", 1)
+    tallies.count("stage2/invalid_rollout", not valid and not parsed.empty)
+    tallies.count("stage2/empty_rollout", parsed.empty)
+    if rollout.policy_version is not None:
+        tallies.count("stage2/policy_lag", step - rollout.policy_version.step, 1)
+    tallies.count("rollout/parse_truncated_rate", parsed.truncated, 1)
+    tallies.count("rollout/parse_dropped_invalid", dropped)
+    for reason, times in parsed.dropped.items():
+        tallies.count(f"rollout/parse_dropped_{reason}", times)
+    tallies.count("rollout/parse_obj_valid_frac", quality.num_predictions, quality.num_predictions + dropped)
+    tallies.count("rollout/sample_valid_pred_rate", valid, 1)
+    tallies.count("rollout/sample_any_match_rate", bool(match.pairs), 1)
+    tallies.count("rollout/precision", quality.num_matched, quality.num_predictions)
+    tallies.count("rollout/recall", quality.num_matched, quality.num_ground_truth)
+    tallies.count("rollout/f1", 2 * quality.num_matched, quality.num_predictions + quality.num_ground_truth)
+    tallies.count("rollout/matched_maskiou_mean", sum(iou for _, _, iou in match.pairs), quality.num_matched)
+    tallies.count("rollout/valid_pred_objects", quality.num_predictions, 1)
+    tallies.count("rollout/gt_objects", quality.num_ground_truth, 1)
+    tallies.count("rollout/matched_for_supervision", quality.num_matched)
+    tallies.count("rollout/fn_appended", len(match.missing))
+    tallies.count("rollout/fp", len(match.extra))
+    tallies.count("rollout/gating_rejections", match.gating_rejections)
+    tallies.count("rollout/duplicate_rate", quality.num_duplicates, quality.num_predictions)
+    tallies.count("rollout/pred_per_gt", quality.num_predictions, quality.num_ground_truth)
+    num_tokens = len(rollout.token_ids)
+    tallies.count("rollout/gen_new_tokens_mean", num_tokens, 1)
+    tallies.note("rollout/gen_new_tokens_p90", num_tokens)
+    tallies.note("rollout/gen_new_tokens_p99", num_tokens)

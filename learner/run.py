@@ -1,0 +1,50 @@
+"""Everything that a training run holds, wired by learner/build.py and driven by learner/train.py."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from learner.checkpoint import Checkpoints
+from learner.compute import ComputeLane
+from learner.data.prompt import Encoder
+from learner.evaluate import Evaluation
+from learner.learn import Learner
+from learner.objectives.objective import Objective
+from learner.plan.planner import Planner
+from learner.plan.step_plan import StepPlan
+from learner.progress import Progress
+from learner.reporting.sinks import Sinks
+from learner.stages import GroupPacker, RolloutSource
+from learner.teacher import Teacher
+from learner.weight_sync.publisher import WeightPublisher
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What each channel minimises. In Stage 1 the expectation is plain teacher forcing."""
+
+    expectation: Objective
+    rollout_matching: Objective
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of one run. `rollouts` and `weights` are None when the pattern has no B and nothing is evaluated."""
+
+    planner: Planner
+    progress: Progress
+    encoder: Encoder
+    teacher: Teacher
+    rollouts: RolloutSource
+    weights: WeightPublisher
+    packer: GroupPacker
+    compute: ComputeLane
+    learner: Learner
+    objectives: Objectives
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    sinks: Sinks
+
+    async def steps(self) -> AsyncIterator[StepPlan]:
+        """Plan one step at a time from where the run stands until the plan's end."""
+        while not self.progress.done:
+            yield self.planner.plan(self.progress.step, self.progress.cursor)
