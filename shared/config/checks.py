@@ -1,0 +1,191 @@
+"""Every rule that ties keys together. Rules of a single key stand with the key, in the models."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from shared.config.models import Config
+
+ROLLOUT = "custom.extra.rollout_matching"
+STAGE2 = "custom.extra.stage2_ab"
+FREE_TRACKER = ("none",)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the keys it is about, the first of them leading, and what is wrong with the cure."""
+
+    keys: tuple[str, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.keys[0]}: {self.message}"
+
+
+def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
+    """All broken rules; an empty list is a configuration that can run."""
+    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _evaluation, _lengths, _repeats, _not_yet]
+    problems = [problem for rule in rules for problem in rule(config)]
+    if world_size > 1:
+        key = f"{ROLLOUT}.vllm.mode"
+        problems.append(Problem((key,), f"server mode has one learner process, got WORLD_SIZE={world_size}; unset it"))
+    return problems
+
+
+def _is_stage2(config: Config) -> bool:
+    return config.custom.trainer_variant == "stage2_ab_training"
+
+
+def _decodes(config: Config) -> bool:
+    return _is_stage2(config) or config.training.eval_strategy != "no" or config.training.eval_on_start
+
+
+def _schedule(config: Config) -> Iterator[Problem]:
+    key, pattern = f"{STAGE2}.schedule.pattern", config.stage2.schedule.pattern
+    if _is_stage2(config) and not pattern:
+        yield Problem((key,), "stage2_ab_training needs a list of A and B, such as [A, A, B]")
+    wrong = sorted({entry for entry in pattern if entry not in ("A", "B")})
+    if wrong:
+        yield Problem((key,), f"entries are A or B, got {wrong}")
+
+
+def _batch(config: Config) -> Iterator[Problem]:
+    training, micro, whole = config.training, config.records_per_micro_step, config.effective_batch_size
+    generate_key = f"{ROLLOUT}.rollout_generate_batch_size"
+    by_generate = config.rollout.rollout_generate_batch_size is not None and training.packing
+    micro_key = generate_key if by_generate else "training.per_device_train_batch_size"
+    steps = config.gradient_accumulation_steps
+    if micro * steps != whole:
+        yield Problem(
+            ("training.effective_batch_size", micro_key, "training.gradient_accumulation_steps"),
+            f"must be {micro_key} x gradient_accumulation_steps, got {whole} and {micro} x {steps}; "
+            "leave one of them out or make them agree",
+        )
+    if config.stage2.channel_b.mode == "micro" and config.rollouts_per_step % steps:
+        yield Problem(
+            (f"{STAGE2}.channel_b.rollouts_per_step", "training.gradient_accumulation_steps"),
+            f"micro mode makes {steps} equal groups, which {config.rollouts_per_step} records do not divide into",
+        )
+
+
+def _step_mode(config: Config) -> Iterator[Problem]:
+    if not config.training.packing_drop_last:
+        yield Problem(("training.packing_drop_last",), "must be true, got false: nothing is left over at a step's end")
+    mode_key = f"{STAGE2}.channel_b.mode"
+    if not _is_stage2(config) or config.stage2.channel_b.mode != "step":
+        return
+    required = "must be true when channel_b.mode is step, got false"
+    if not config.training.packing:
+        yield Problem(("training.packing", mode_key), f"{required}; a step's answers share packs")
+    if not config.training.dataloader_drop_last:
+        yield Problem(("training.dataloader_drop_last", mode_key), f"{required}; every step is whole")
+    scope = config.rollout.post_rollout_pack_scope
+    if scope != "micro":
+        key = f"{ROLLOUT}.post_rollout_pack_scope"
+        yield Problem((key, mode_key), f"must be micro when channel_b.mode is step, got {scope!r}")
+
+
+def _pipeline(config: Config) -> Iterator[Problem]:
+    mode_key, mode = f"{ROLLOUT}.vllm.mode", config.rollout.vllm.mode
+    if mode == "colocate":
+        yield Problem((mode_key,), "colocate is not built; use server with server_gpus and train_gpus on the same GPU")
+    if config.stage2.channel_b.enable_pipeline and mode != "server":
+        key = f"{STAGE2}.channel_b.enable_pipeline"
+        yield Problem((key, mode_key), f"true needs vllm.mode server, got {mode}; set the mode or false")
+    if config.rollout.deterministic and config.rollout.max_lag:
+        key = f"{ROLLOUT}.deterministic"
+        yield Problem((key, f"{ROLLOUT}.max_lag"), f"true needs max_lag 0, got {config.rollout.max_lag}")
+
+
+def _optimizer(config: Config) -> Iterator[Problem]:
+    training, tuner = config.training, config.tuner
+    if training.optim == "muon" and tuner.train_type != "full":
+        yield Problem(
+            ("training.optim", "tuner.train_type"), f"muon needs train_type full, got {tuner.train_type}; use adamw"
+        )
+    if tuner.use_dora and tuner.train_type != "lora":
+        yield Problem(("tuner.use_dora", "tuner.train_type"), f"true needs train_type lora, got {tuner.train_type}")
+    if tuner.train_type == "full" and tuner.freeze_llm and tuner.freeze_vit and tuner.freeze_aligner:
+        yield Problem(
+            ("tuner.freeze_llm", "tuner.freeze_vit", "tuner.freeze_aligner"), "all parts are frozen; free at least one"
+        )
+    warmup, decay = training.warmup_ratio, training.lr_decay_ratio
+    if training.lr_scheduler_type == "warmup_stable_decay" and warmup + decay > 1:
+        yield Problem(
+            ("training.warmup_ratio", "training.lr_decay_ratio"), f"their sum must be at most 1, got {warmup} + {decay}"
+        )
+    if "none" in training.report_to and len(training.report_to) > 1:
+        yield Problem(("training.report_to",), f"none stands alone, got {list(training.report_to)}")
+
+
+def _evaluation(config: Config) -> Iterator[Problem]:
+    training = config.training
+    evaluates = training.eval_strategy != "no" or training.eval_on_start
+    if evaluates and config.custom.val_jsonl is None:
+        yield Problem(
+            ("custom.val_jsonl", "training.eval_strategy", "training.eval_on_start"),
+            f"evaluation needs it (eval_strategy {training.eval_strategy}, eval_on_start {training.eval_on_start})",
+        )
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        yield Problem(("training.save_strategy", "training.eval_strategy"), "best needs an eval_strategy other than no")
+
+
+def _lengths(config: Config) -> Iterator[Problem]:
+    answer_key, answer = f"{ROLLOUT}.max_new_tokens", config.rollout.max_new_tokens
+    model_len_key = f"{ROLLOUT}.vllm.max_model_len"
+    limits = {"global_max_length": config.global_max_length, model_len_key: config.rollout.vllm.max_model_len}
+    for key, limit in limits.items():
+        if _decodes(config) and limit is not None and answer >= limit:
+            yield Problem(
+                (answer_key, key), f"prompt and answer must fit into {key}, got {answer} new tokens and {limit} in all"
+            )
+    smallest, largest = config.template.min_pixels, config.template.max_pixels
+    if smallest is not None and largest is not None and smallest > largest:
+        yield Problem(
+            ("template.min_pixels", "template.max_pixels"), f"min must be at most max, got {smallest} and {largest}"
+        )
+
+
+def _repeats(config: Config) -> Iterator[Problem]:
+    repeat, key = config.rollout.repeat_terminate, f"{ROLLOUT}.repeat_terminate"
+    if (repeat.ngram_size > 0) != (repeat.ngram_repeats > 0):
+        yield Problem(
+            (f"{key}.ngram_size", f"{key}.ngram_repeats"),
+            f"set both or neither, got {repeat.ngram_size} and {repeat.ngram_repeats}",
+        )
+    limits = (repeat.max_consecutive_token_repeats, repeat.ngram_repeats, repeat.max_object_keys)
+    if repeat.enabled and not any(limits):
+        yield Problem((f"{key}.enabled",), "true without a limit; set max_consecutive_token_repeats, ngram_* or keys")
+
+
+NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("tuner.train_type", lambda c: c.tuner.train_type == "lora", "lora is not built yet; use full"),
+    ("tuner.use_dora", lambda c: c.tuner.use_dora, "DoRA is not built yet; use train_type full"),
+    (f"{ROLLOUT}.max_lag", lambda c: c.rollout.max_lag >= 1, "decoding ahead is not built yet; use 0"),
+    (
+        f"{ROLLOUT}.rollout_backend",
+        lambda c: c.rollout.rollout_backend == "vllm" and _decodes(c),
+        "vllm is not built yet; use hf",
+    ),
+    (
+        f"{ROLLOUT}.vllm.sync.transport",
+        lambda c: c.rollout.vllm.sync.transport == "http",
+        "http is not built yet; use file",
+    ),
+    (
+        f"{ROLLOUT}.vllm.sync.mode",
+        lambda c: c.rollout.vllm.sync.mode in ("merged", "adapter"),
+        "only whole weights are sent yet; use auto or full",
+    ),
+    (
+        "training.report_to",
+        lambda c: c.training.report_to not in ((), FREE_TRACKER),
+        "trackers are not built yet; use none and read logging.jsonl",
+    ),
+)
+"""What the contract allows and this version cannot do: (key, is it asked for, what to do instead)."""
+
+
+def _not_yet(config: Config) -> Iterator[Problem]:
+    for key, is_asked_for, cure in NOT_YET:
+        if is_asked_for(config):
+            yield Problem((key,), cure)

@@ -1,0 +1,77 @@
+"""From files and overrides to one frozen, checked `Config`, or to one error that names every mistake.
+
+Paths inside a configuration (`train_jsonl`, `output_dir`, `model`) are relative to the working directory of the
+process, as everywhere in the Hugging Face world; only `extends` is relative to its file.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from shared.config.checks import Problem, problems_of
+from shared.config.keys import nearest_key
+from shared.config.layers import Layer, read_layers
+from shared.config.models import Config
+from shared.config.overrides import parse_overrides
+from shared.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration and where each written value comes from (`file:line` or the command line)."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Load `path` with what it extends, apply `section.key=value` overrides and check everything.
+
+    Raises ConfigError that lists all mistakes at once, each with its key, value, origin and cure.
+    """
+    return load_with_origins(path, overrides).config
+
+
+def load_with_origins(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """As `load_config`, and keep each value's origin."""
+    layer = read_layers(path).under(parse_overrides(overrides))
+    try:
+        config = Config.model_validate(layer.values)
+    except ValidationError as error:
+        raise _as_config_error(path, [_problem(details) for details in error.errors()], layer) from None
+    problems = problems_of(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    if problems:
+        raise _as_config_error(path, problems, layer)
+    return LoadedConfig(config, layer.origins)
+
+
+def save_resolved(config: Config, path: Path) -> None:
+    """Write all values, defaults included, so that `load_config(path)` gives an equal `Config`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]).removeprefix(".")
+    if details["type"] == "extra_forbidden":
+        near = nearest_key(path)
+        return Problem((path,), "unknown key" + (f"; did you mean `{near}`?" if near else ""))
+    if details["type"] == "missing":
+        return Problem((path,), "is required and missing")
+    return Problem((path,), f"{details['msg'][0].lower()}{details['msg'][1:]}, got {details['input']!r}")
+
+
+def _as_config_error(path: Path, problems: Sequence[Problem], layer: Layer) -> ConfigError:
+    lines = [f"{path}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} in the configuration"]
+    for problem in problems:
+        written = [f"{key} at {layer.origins[key]}" for key in problem.keys if key in layer.origins]
+        lines.append(f"  {problem}" + (f"  ({', '.join(written)})" if written else ""))
+    return ConfigError("\n".join(lines))

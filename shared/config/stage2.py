@@ -1,0 +1,70 @@
+"""The section `custom.extra.stage2_ab`: the schedule of channels, their losses, and the guard."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shared.config.section import Section
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class ScheduleSection(Section):
+    """Which channel each optimizer step belongs to."""
+
+    pattern: tuple[str, ...] = Field(
+        default=(), description="list of A and B, repeated; required by stage2_ab_training"
+    )
+
+
+class ChannelBSection(Section):
+    """How a step of Channel B is laid out."""
+
+    mode: Literal["step", "micro"] = Field(
+        default="step", description="decode and pack a step as a whole, or by micro-steps"
+    )
+    rollouts_per_step: int | None = Field(
+        default=None, ge=1, description="records of a B step; null = effective_batch_size"
+    )
+    enable_pipeline: bool | None = Field(
+        default=None, description="learn while decoding goes on; null = in server mode"
+    )
+    rollout_decode_batch_size: int | None = Field(
+        default=None, ge=1, description="answers in flight per server; null = no cap"
+    )
+
+
+class GuardSection(Section):
+    """Bands that a healthy run stays within, on means over `window` B steps."""
+
+    enabled: bool = Field(default=True, description="watch the run")
+    action: Literal["warn", "stop"] = Field(default="warn", description="what leaving a band does")
+    pred_per_gt_max: float = Field(default=1.5, gt=0, description="predictions per ground-truth object")
+    truncated_rate_max: float = Field(default=0.2, ge=0, le=1, description="share of truncated answers")
+    valid_rate_min: float = Field(default=0.8, ge=0, le=1, description="share of answers with a valid object")
+    window: int = Field(default=10, ge=1, description="B steps that are averaged")
+
+
+class Stage2Section(Section):
+    """Both channels and the weights of the loss terms, which Stage 1 uses too."""
+
+    schedule: ScheduleSection = Field(default=ScheduleSection(), description="which step is which channel")
+    n_softctx_iter: int = Field(default=2, ge=1, description="passes of Channel A; 1 = plain teacher forcing")
+    softctx_temperature: float = Field(default=1.0, gt=0, description="temperature of the coordinate expectation")
+    desc_ce_weight: Weight = Field(default=1.0, description="cross-entropy on the words of desc")
+    bbox_l1_weight: Weight = Field(default=2.0, description="L1 between expected and true corners")
+    bbox_giou_weight: Weight = Field(default=1.0, description="1 - GIoU of the expected box")
+    coord_gate_weight: Weight = Field(
+        default=1.0, description="keeps the probability mass inside the coordinate tokens"
+    )
+    coord_soft_ce_weight: Weight = Field(default=0.0, description="cross-entropy with a Gaussian target over the bins")
+    coord_w1_weight: Weight = Field(default=0.0, description="distance of the cumulative distributions over the bins")
+    target_sigma: float = Field(default=2.0, gt=0, description="width of the Gaussian target in bins")
+    prefix_structure_ce_weight: Weight = Field(
+        default=0.0, description="cross-entropy on structure of matched prefix objects"
+    )
+    prefix_extras: Literal["keep", "drop"] = Field(
+        default="keep", description="extra predictions stay in the prefix, or not"
+    )
+    channel_b: ChannelBSection = Field(default=ChannelBSection(), description="layout of a B step")
+    guard: GuardSection = Field(default=GuardSection(), description="bands of a healthy run")

@@ -1,0 +1,123 @@
+"""The sections that are not about detection: model, prompt template, what is trained, and the training run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from shared.config.section import Section
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+OneOrMany = BeforeValidator(_one_or_many)
+"""A single word stands for a list of one, as in Hugging Face's arguments."""
+
+
+class ModelSection(Section):
+    """Which model is trained."""
+
+    model: str = Field(min_length=1, description="directory or hub id of a Qwen3-VL checkpoint with coordinate tokens")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="data type of the weights; auto = as stored in the checkpoint"
+    )
+    attn_impl: str = Field(
+        default="auto", description="attention of transformers (sdpa, flash_attention_2, eager); auto picks"
+    )
+
+
+class TemplateSection(Section):
+    """How a record becomes a prompt."""
+
+    max_pixels: int | None = Field(default=None, gt=0, description="largest image in pixels; null = the processor's")
+    min_pixels: int | None = Field(default=None, gt=0, description="smallest image in pixels; null = the processor's")
+    system: str | None = Field(default=None, description="system prompt; null = the built-in one")
+
+
+class TunerSection(Section):
+    """Which weights are trained."""
+
+    train_type: Literal["full", "lora"] = Field(
+        default="full", description="train the weights themselves or low-rank adapters"
+    )
+    use_dora: bool = Field(default=False, description="DoRA instead of LoRA")
+    lora_rank: int = Field(default=16, ge=1, description="rank of the adapters")
+    lora_alpha: float = Field(default=32, gt=0, description="scale of the adapters: alpha / rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in front of the adapters")
+    target_modules: Annotated[tuple[str, ...], OneOrMany] = Field(
+        default=("all-linear",), description="modules that get an adapter, by name"
+    )
+    target_regex: str | None = Field(default=None, description="modules that get an adapter, by regular expression")
+    freeze_llm: bool = Field(default=False, description="leave the language model as it is")
+    freeze_vit: bool = Field(default=False, description="leave the vision tower as it is")
+    freeze_aligner: bool = Field(default=False, description="leave the vision-to-language merger as it is")
+    modules_to_save: tuple[str, ...] = Field(default=(), description="modules trained in full beside the adapters")
+
+
+class TrainingSection(Section):
+    """The run. Names and meanings are those of Hugging Face's `TrainingArguments` where it has them."""
+
+    output_dir: Path = Field(description="run directory; everything a run writes lies in it")
+    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the training records")
+    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; above 0 it overrides num_train_epochs")
+    per_device_train_batch_size: int = Field(default=1, ge=1, description="records of a micro-batch")
+    effective_batch_size: int | None = Field(default=None, ge=1, description="records of an optimizer step")
+    gradient_accumulation_steps: int | None = Field(
+        default=None, ge=1, description="micro-batches of an optimizer step; null = from effective_batch_size, else 1"
+    )
+    learning_rate: float = Field(default=5e-5, gt=0, description="peak learning rate")
+    vit_lr: float | None = Field(
+        default=None, gt=0, description="learning rate of the vision tower; null = learning_rate"
+    )
+    aligner_lr: float | None = Field(
+        default=None, gt=0, description="learning rate of the merger; null = learning_rate"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay on matrices")
+    optim: Literal["adamw", "muon"] = Field(default="adamw", description="muon: on hidden matrices, AdamW on the rest")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 = off")
+    warmup_ratio: Ratio = Field(default=0.0, description="share of all steps with a rising learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay"] = Field(
+        default="linear", description="shape of the learning rate over the run"
+    )
+    lr_decay_ratio: Ratio = Field(
+        default=0.4, description="warmup_stable_decay: share of all steps with a falling rate"
+    )
+    seed: int = Field(default=42, ge=0, description="order of the records, sampling, and initial weights of adapters")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    dataloader_drop_last: bool = Field(default=True, description="every optimizer step is whole; step mode requires it")
+    dataloader_num_workers: int = Field(default=2, ge=0, description="threads that read images")
+    logging_steps: int = Field(default=10, ge=1, description="optimizer steps between two records of logging.jsonl")
+    logging_first_step: bool = Field(default=False, description="log the first step too")
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        default="no", description="when val_jsonl is decoded and scored"
+    )
+    eval_steps: int | None = Field(default=None, ge=1, description="steps between evaluations; null = logging_steps")
+    eval_on_start: bool = Field(default=False, description="evaluate before the first step")
+    save_strategy: Literal["no", "steps", "epoch", "best"] = Field(
+        default="steps", description="when a checkpoint is written"
+    )
+    save_steps: int = Field(default=500, ge=1, description="steps between checkpoints")
+    save_total_limit: int | None = Field(
+        default=None, ge=1, description="checkpoints kept; the best is always among them"
+    )
+    save_only_model: bool = Field(default=False, description="no optimizer state: such a checkpoint cannot be resumed")
+    metric_for_best_model: str = Field(
+        default="eval_rollout_f1", description="the best checkpoint has the highest of these"
+    )
+    resume_from_checkpoint: bool | str | None = Field(
+        default=None, description="a checkpoint folder, or true for the last whole one in output_dir"
+    )
+    report_to: Annotated[tuple[Literal["none", "tensorboard", "wandb"], ...], OneOrMany] = Field(
+        default=("none",), description="trackers beside logging.jsonl"
+    )
+    packing: bool = Field(default=True, description="several targets share one row; step mode requires it")
+    packing_buffer: int = Field(default=256, ge=1, description="most targets that wait for a pack")
+    packing_min_fill_ratio: Ratio = Field(
+        default=0.7, description="fill at which a pack may be learned before the step ends"
+    )
+    packing_drop_last: bool = Field(default=True, description="must be true; nothing is left over at the end of a step")
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="port of the learner's /metrics; 0 = any free")
