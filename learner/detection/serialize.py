@@ -33,6 +33,11 @@ def open_object(index: int, desc: str, kind: str) -> tuple[str, str, str]:
     return f'"object_{index}": {{"desc": "', value, f'", "{kind}": ["'
 
 
+def closing_with_desc(desc: str) -> str:
+    """What closes an object whose geometry was written first."""
+    return f'"], "desc": {json.dumps(desc, ensure_ascii=False)}}}'
+
+
 def object_text(index: int, item: Describable) -> str:
     """One entry of an answer."""
     coordinates = BETWEEN_COORDINATES.join(map(coordinate_text, item.bins))

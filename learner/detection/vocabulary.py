@@ -5,9 +5,10 @@ over two tokens joins again), and each coordinate token is a single character ab
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from shared.errors import DataError
@@ -94,14 +95,13 @@ class CoordinateVocabulary:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    @cached_property
-    def encode_between_coordinates(self) -> "lru_cache[tuple[int, ...]]":  # type: ignore[type-arg]
-        """`encode` of text that stands between two coordinate tokens, remembered.
+    def escape_special(self, json_text: str) -> str:
+        """Text of JSON strings in which nothing is encoded as a special token any more, and every value is the same."""
+        return self._special.sub(lambda found: f"\\u{ord(found.group()[0]):04x}{found.group()[1:]}", json_text)
 
-        Added tokens cut the text before anything is merged, so the ids of such a stretch do not depend on what is
-        around it (checked when the vocabulary is built).
-        """
-        return lru_cache(maxsize=1 << 16)(lambda text: tuple(self.encode(text)))
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.special_texts, key=len, reverse=True))))
 
     def marked_text(self, token_ids: Iterable[int]) -> str:
         """The text of token ids, one character a byte, with coordinate tokens and stop ids as marks."""

@@ -1,0 +1,143 @@
+"""Writes answers in token ids, noting what is supervised on the way.
+
+The text of an answer is cut at its coordinate tokens. They are added tokens, which a tokenizer cuts out before it
+merges anything, so a stretch between two of them has the same ids wherever it stands: each is encoded once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from learner.detection.prediction import Place
+from learner.detection.serialize import (
+    BETWEEN_COORDINATES,
+    CLOSE_ANSWER,
+    CLOSE_OBJECT,
+    SEPARATOR,
+    Describable,
+    open_object,
+)
+from learner.detection.vocabulary import IM_END, CoordinateVocabulary
+
+OPEN_ANSWER = "{"
+_STRUCTURE, _DESC = b"\1", b"\2"
+Box = tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+
+
+class Stretch(NamedTuple):
+    """Ids of an answer's text between two coordinates; those in [desc_start, desc_end) lie wholly in a desc value."""
+
+    token_ids: tuple[int, ...]
+    desc_start: int = 0
+    desc_end: int = 0
+
+    def weight(self, structure: float, desc: float) -> float:
+        """Sum of the cross-entropy weights of these tokens."""
+        num_desc = self.desc_end - self.desc_start
+        return structure * (len(self.token_ids) - num_desc) + desc * num_desc
+
+
+@lru_cache(maxsize=1 << 16)
+def stretch_of(vocabulary: CoordinateVocabulary, before: str, desc: str = "", after: str = "") -> Stretch:
+    """Encode `before` + `desc` + `after` in one piece. `desc` is a JSON string's inside.
+
+    A model's own desc may spell a special token with escapes; it stays text."""
+    ids = tuple(vocabulary.encode(before + vocabulary.escape_special(desc) + after))
+    lengths = list(vocabulary.num_characters(ids))
+    low, high = len(before.encode()), sum(lengths) - len(after.encode())
+    ends = list(accumulate(lengths))
+    inside = [place for place, end in enumerate(ends) if low <= end - lengths[place] and end <= high]
+    return Stretch(ids, inside[0], inside[-1] + 1) if inside and desc else Stretch(ids)
+
+
+def stretches_between(
+    vocabulary: CoordinateVocabulary, items: Iterable[Describable], start_index: int, lead: str
+) -> Iterator[Stretch]:
+    """The stretches before each item's first coordinate, and the one that ends the answer.
+
+    `lead` is the text from the last coordinate (or the start) to the first item's separator.
+    """
+    separator = "" if lead == OPEN_ANSWER else SEPARATOR
+    lead = vocabulary.escape_special(lead)
+    for index, item in enumerate(items, start_index):
+        before, desc, after = open_object(index, item.desc, item.kind)
+        yield stretch_of(vocabulary, lead + separator + before, desc, after)
+        lead, separator = CLOSE_OBJECT, SEPARATOR
+    yield stretch_of(vocabulary, lead + CLOSE_ANSWER + IM_END)
+
+
+def answer_weight(
+    vocabulary: CoordinateVocabulary, items: Sequence[Describable], desc_weight: float, coordinate_weight: float
+) -> float:
+    """Σ of the cross-entropy weights over all tokens of a whole answer (W_s of docs/numerics.md)."""
+    between = len(stretch_of(vocabulary, BETWEEN_COORDINATES).token_ids)
+    return sum(
+        stretch.weight(1.0, desc_weight) for stretch in stretches_between(vocabulary, items, 1, OPEN_ANSWER)
+    ) + sum(between * (len(item.bins) - 1) + coordinate_weight * len(item.bins) for item in items)
+
+
+def structure_of(vocabulary: CoordinateVocabulary, prefix: Sequence[int], matched: Iterable[Place]) -> list[int]:
+    """Where in a prefix the structure of its matched objects stands.
+
+    That is every token that lies wholly in these objects, is no coordinate and does not lie wholly in a desc value. One
+    that reaches into an object that is not matched is left out: it would teach to go on with that object.
+    """
+    ends = list(accumulate(vocabulary.num_characters(prefix)))
+    parts = bytearray(ends[-1])
+    for place in matched:
+        parts[place.start : place.end] = _STRUCTURE * len(parts[place.start : place.end])
+        parts[place.desc_start : place.desc_end] = _DESC * len(parts[place.desc_start : place.desc_end])
+    return [
+        place
+        for place, (start, end) in enumerate(pairwise([0, *ends]))
+        if _STRUCTURE in (part := parts[start:end]) and 0 not in part and not vocabulary.is_coordinate(prefix[place])
+    ]
+
+
+class TargetWriter:
+    """A target in the making: ids from the prompt on, and what is supervised in them, by position."""
+
+    def __init__(self, vocabulary: CoordinateVocabulary, token_ids: Iterable[int]) -> None:
+        self.token_ids = list(token_ids)
+        self.ce_positions: list[int] = []
+        self.ce_weights: list[float] = []
+        self.boxes: list[Box] = []
+        self._vocabulary = vocabulary
+        self._between = stretch_of(vocabulary, BETWEEN_COORDINATES)
+
+    def supervise(self, positions: Sequence[int], weight: float) -> None:
+        """Put cross-entropy on tokens; a weight of 0 leaves them out."""
+        if weight:
+            self.ce_positions += positions
+            self.ce_weights += [weight] * len(positions)
+
+    def supervise_box(self, positions: tuple[int, ...], bins: tuple[int, ...]) -> None:
+        """Pull four coordinate slots towards the bins of a box."""
+        (p1, p2, p3, p4), (b1, b2, b3, b4) = positions, bins
+        self.boxes.append(((p1, p2, p3, p4), (b1, b2, b3, b4)))
+
+    def write(self, stretch: Stretch, structure_weight: float, desc_weight: float) -> None:
+        """Append a stretch of text."""
+        start = len(self.token_ids)
+        self.token_ids += stretch.token_ids
+        end = len(self.token_ids)
+        if stretch.desc_start == stretch.desc_end or structure_weight == desc_weight:
+            self.supervise(range(start, end), structure_weight)
+            return
+        desc_start, desc_end = start + stretch.desc_start, start + stretch.desc_end
+        self.supervise(range(start, desc_start), structure_weight)
+        self.supervise(range(desc_start, desc_end), desc_weight)
+        self.supervise(range(desc_end, end), structure_weight)
+
+    def write_coordinates(self, bins: Sequence[int], structure_weight: float, weight: float) -> tuple[int, ...]:
+        """Append coordinate tokens and what stands between them; returns the positions of the tokens."""
+        positions = []
+        for place, bin in enumerate(bins):
+            if place:
+                self.write(self._between, structure_weight, structure_weight)
+            position = len(self.token_ids)
+            positions.append(position)
+            self.token_ids.append(self._vocabulary.coordinate_ids[bin])
+            self.supervise((position,), weight)
+        return tuple(positions)

@@ -1,0 +1,124 @@
+"""Fills packs of bounded length with items of any kind."""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from shared.errors import DataError
+
+
+class Sized(Protocol):
+    """Anything that takes up `num_tokens` tokens of a pack."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+@dataclass(frozen=True)
+class Pack(Generic[Item]):
+    """Items that are learned in one pass. `num_tokens` is their sum, at most `capacity`."""
+
+    items: tuple[Item, ...]
+    num_tokens: int
+    capacity: int
+
+    @property
+    def fill(self) -> float:
+        """Share of the capacity that is used, 0..1."""
+        return self.num_tokens / self.capacity
+
+
+def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Pack lengths (tokens) best-fit decreasing; each index appears once. Takes O(n log n) comparisons.
+
+    The number of packs is at most 11/9 of the best possible plus 4 (Johnson et al. 1974). Raises DataError for a length
+    above the capacity.
+    """
+    packs: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (free tokens, pack), ascending
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        _check_fits(length, capacity)
+        place = bisect_left(rooms, (length, 0))
+        if place == len(rooms):
+            packs.append([index])
+            insort(rooms, (capacity - length, len(packs) - 1))
+        else:
+            room, pack = rooms.pop(place)
+            packs[pack].append(index)
+            insort(rooms, (room - length, pack))
+    return packs
+
+
+class Packer(Generic[Item]):
+    """Packs items as they come: each goes into the open pack that it fills best.
+
+    Filled by the stage that makes targets, drained by the one that feeds the learner; nothing in it ever waits. What
+    `take` returns depends on the order of calls alone, so a caller who takes after every `add` gets the same packs
+    whenever the items come in the same order.
+    """
+
+    def __init__(self, capacity: int, min_fill: float, buffer: int = 256) -> None:
+        """`capacity` in tokens; `min_fill` is the share of it (0..1) from which a pack may be handed out.
+
+        At most `buffer` items wait: beyond that the fullest pack is handed out whatever its fill.
+        """
+        self._capacity = capacity
+        self._min_tokens = min_fill * capacity
+        self._buffer = buffer
+        self._open: list[list[Item]] = []
+        self._tokens: list[int] = []
+        self._num_waiting = 0
+
+    def add(self, item: Item) -> None:
+        """Place an item. Raises DataError when it is longer than the capacity."""
+        _check_fits(item.num_tokens, self._capacity)
+        room = self._capacity - item.num_tokens
+        fitting = [place for place, tokens in enumerate(self._tokens) if tokens <= room]
+        if fitting:
+            best = max(fitting, key=self._tokens.__getitem__)
+            self._open[best].append(item)
+            self._tokens[best] += item.num_tokens
+        else:
+            self._open.append([item])
+            self._tokens.append(item.num_tokens)
+        self._num_waiting += 1
+
+    def take(self, hungry: bool = True) -> Pack[Item] | None:
+        """Hand out the fullest pack, or None.
+
+        A hungry learner gets it once it is filled to `min_fill`; one that is still busy (`hungry=False`) only when more
+        than `buffer` items wait, because a pack that stays open can still be filled better.
+        """
+        if not self._open:
+            return None
+        fullest = max(range(len(self._open)), key=self._tokens.__getitem__)
+        if not (hungry and self._tokens[fullest] >= self._min_tokens) and self._num_waiting <= self._buffer:
+            return None
+        items = self._open.pop(fullest)
+        self._num_waiting -= len(items)
+        return Pack(tuple(items), self._tokens.pop(fullest), self._capacity)
+
+    def close(self) -> list[Pack[Item]]:
+        """Hand out all that is left, packed anew when that makes fewer packs, fullest first."""
+        waiting = [item for items in self._open for item in items]
+        anew = [
+            [waiting[index] for index in indices]
+            for indices in pack_lengths([item.num_tokens for item in waiting], self._capacity)
+        ]
+        chosen = anew if len(anew) < len(self._open) else self._open
+        self._open, self._tokens, self._num_waiting = [], [], 0
+        packs = [Pack(tuple(items), sum(item.num_tokens for item in items), self._capacity) for items in chosen]
+        return sorted(packs, key=lambda pack: -pack.num_tokens)
+
+
+def _check_fits(length: int, capacity: int) -> None:
+    if length > capacity:
+        raise DataError(
+            f"an item of {length} tokens does not fit a pack of {capacity}; raise global_max_length or set "
+            "custom.on_long_target: skip"
+        )

@@ -1,0 +1,55 @@
+"""Tokenizers to parse and encode with: small byte-level BPE, trained here, in three variants."""
+
+import random
+from functools import cache
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from learner.detection.vocabulary import CoordinateVocabulary
+
+GLUE = '{"object_1": {"desc": "black cat", "bbox_2d": ["", "", "", ""]}, "object_2": {"desc": "dog", "poly": ["", ""]}}'
+FUSED = ('"]}, "', '"]}}', '"}', "}}", '", "', '": {"desc": "', '", "bbox_2d": ["', "}<|im_end|>", '{"object_')
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>")
+
+
+def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with Qwen's special tokens and the 1000 coordinate tokens.
+
+    `fused` are added tokens that glue the answer format's punctuation together; `num_synthetic` fills the vocabulary.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([GLUE] * 20, trainer)
+    if num_synthetic:
+        tokenizer.model = _enlarged(tokenizer, alphabet, num_synthetic)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in fused])
+    coordinates = [f"<|coord_{bin}|>" for bin in range(1000)]
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in (*SPECIAL, *coordinates)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def _enlarged(tokenizer: Tokenizer, alphabet: list[str], size: int) -> models.BPE:
+    """The same merges, and words that no merge leads to."""
+    rng = random.Random(0)
+    vocab = dict(tokenizer.get_vocab(with_added_tokens=False))
+    while len(vocab) < size:
+        vocab.setdefault("".join(rng.choices(alphabet, k=rng.randint(3, 9))), len(vocab))
+    return models.BPE(vocab=vocab, merges=[])
+
+
+@cache
+def vocabulary_of(variant: str) -> CoordinateVocabulary:
+    """A vocabulary by the name of its tokenizer: "plain" or "fused"."""
+    return CoordinateVocabulary.from_tokenizer(build_tokenizer(FUSED if variant == "fused" else ()))
+
+
+@pytest.fixture(params=["plain", "fused"])
+def vocabulary(request: pytest.FixtureRequest) -> CoordinateVocabulary:
+    return vocabulary_of(request.param)
