@@ -1,5 +1,6 @@
 """Running one server process: its token, its socket, its engine, and the way it ends."""
 
+import argparse
 import ipaddress
 import os
 import socket
@@ -10,14 +11,48 @@ import uvicorn
 from rollout_server.app import create_app
 from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine
-from rollout_server.settings import ServerSettings
+from rollout_server.settings import EngineName, ServerSettings, limits_for
+from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
 from shared.streams import task_group
+from shared.weights_root import weights_root
 
 TOKEN_VARIABLE = "BOXLOOP_TOKEN"
 MIN_TOKEN_BYTES = 32
 GRACE_S = 2
 """How long open streams may go on after a signal."""
+
+
+def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings:
+    """What `config` says of the server, with the command line's `options` over it.
+
+    Raises ConfigError for a backend that is not installed here and for a token that is needed and missing.
+    """
+    vllm = config.rollout.vllm
+    host = options.host or vllm.server.host
+    return ServerSettings(
+        model=options.model or config.model.model,
+        engine=options.engine or _engine(config.rollout.rollout_backend),
+        limits=limits_for(config.max_model_len, vllm.max_num_seqs),
+        host=host,
+        port=options.port,
+        dtype=config.model.dtype,
+        attn_impl=config.model.attn_impl,
+        min_pixels=config.template.min_pixels,
+        max_pixels=config.template.max_pixels,
+        token=read_token(options.token_file or vllm.server.token_file, host),
+        weights_root=options.weights_root or weights_root(config),
+        image_root=options.image_root or vllm.server.image_root,
+        script=options.script,
+    )
+
+
+def _engine(backend: str) -> EngineName:
+    if backend != "hf":
+        raise ConfigError(
+            f"custom.extra.rollout_matching.rollout_backend {backend} has no engine in this server; choose hf"
+        )
+    return "hf"
 
 
 def read_token(token_file: Path | None, host: str) -> str | None:

@@ -8,18 +8,14 @@ from shared.wire import ServerLimits
 
 EngineName = Literal["hf", "scripted"]
 
-MIN_TOKEN_BYTES = 32
-"""Shortest token accepted on an address that other machines can reach."""
-
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
-
 
 @dataclass(frozen=True)
 class ServerSettings:
     """One server process. `model` is a checkpoint's directory or hub id.
 
     `token` None leaves the routes open, which only a loopback host may. `weights_root` and `image_root` are the only
-    folders that paths on the wire can lead into; None refuses such paths. `script` is the scripted engine's file.
+    folders that paths on the wire can lead into; None refuses such paths. `min_pixels` and `max_pixels` replace those
+    of the image processor, None keeps them. `script` is the scripted engine's file.
     """
 
     model: str
@@ -29,6 +25,8 @@ class ServerSettings:
     port: int = 0
     dtype: str = "auto"
     attn_impl: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
     token: str | None = None
     weights_root: Path | None = None
     image_root: Path | None = None

@@ -33,7 +33,7 @@ class Row:
         self.prompt = prompt
         self.sampling = request.sampling
         self.wants_logprobs = request.return_logprobs
-        self.random = random.Random(request.seed)
+        self.rng = random.Random(request.seed)
         self.cancelled = False
         self.token_ids: list[int] = []
         self.started_at = 0.0

@@ -45,6 +45,8 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "float32" if settings.dtype == "auto" and device == "cpu" else settings.dtype
+    pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+    given = {name: value for name, value in pixels.items() if value is not None}
     try:
         found = AutoConfig.from_pretrained(settings.model).model_type
         if found != MODEL_TYPE:
@@ -56,10 +58,10 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
         )
         return Checkpoint(
             model=model.to(device).eval(),
-            image_processor=AutoImageProcessor.from_pretrained(settings.model, backend="pil"),
+            image_processor=AutoImageProcessor.from_pretrained(settings.model, backend="pil", **given),
             tokenizer=AutoTokenizer.from_pretrained(settings.model),
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"model.model {settings.model} cannot be loaded: {error}") from error
 
 

@@ -16,7 +16,7 @@ class SampledRow(Protocol):
 
     sampling: Sampling
     wants_logprobs: bool
-    random: random.Random
+    rng: random.Random
 
     def seen_token_ids(self) -> Sequence[int]:
         """Prompt and answer so far: what a repetition penalty applies to."""
@@ -57,7 +57,7 @@ class BatchSampler:
             adjusted[self._banned] = -torch.inf
         chosen = adjusted.argmax(-1)
         if self._sampled:
-            numbers = [self._rows[index].random.random() for index in self._sampled]
+            numbers = [self._rows[index].rng.random() for index in self._sampled]
             chosen[self._sampled] = self._filters.draw(adjusted[self._sampled], numbers)
         if self._seen is not None:
             self._seen.scatter_(1, chosen[:, None], True)

@@ -1,0 +1,63 @@
+"""Starts one rollout server: `python -m rollout_server --config FILE [key=value …]`."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rollout_server.launch import bound_socket, serve, settings_from
+from shared.config.load import load_config
+from shared.errors import BoxloopError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until a signal ends the process; returns the exit code of a start that failed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    options = _parser().parse_args(arguments)
+    try:
+        settings = settings_from(load_config(options.config, options.overrides), options)
+        with bound_socket(settings.host, settings.port) as listener:
+            print(f"listening on {settings.host}:{listener.getsockname()[1]}", flush=True)
+            asyncio.run(serve(settings, listener))
+    except BoxloopError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rollout_server", description="Decode rollouts for a learner.")
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--host", help="address to bind (vllm.server.host)")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--model", help="checkpoint directory or hub id (model.model)")
+    parser.add_argument("--engine", choices=["hf", "scripted"], help="decoding engine (rollout_backend)")
+    parser.add_argument("--script", type=Path, help="the scripted engine's JSON file")
+    parser.add_argument("--token-file", type=Path, help="file with the token (vllm.server.token_file)")
+    parser.add_argument("--image-root", type=Path, help="folder that image paths lie under (vllm.server.image_root)")
+    parser.add_argument("--weights-root", type=Path, help="folder of the file transport (vllm.sync.weights_root)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
+    return parser
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A model that is still loading cannot be interrupted, and an ordinary exit would wait for it.
+        os._exit(code)
