@@ -35,10 +35,6 @@ def _is_stage2(config: Config) -> bool:
     return config.custom.trainer_variant == "stage2_ab_training"
 
 
-def _decodes(config: Config) -> bool:
-    return _is_stage2(config) or config.training.eval_strategy != "no" or config.training.eval_on_start
-
-
 def _schedule(config: Config) -> Iterator[Problem]:
     key, pattern = f"{STAGE2}.schedule.pattern", config.stage2.schedule.pattern
     if _is_stage2(config) and not pattern:
@@ -134,7 +130,7 @@ def _lengths(config: Config) -> Iterator[Problem]:
     model_len_key = f"{ROLLOUT}.vllm.max_model_len"
     limits = {"global_max_length": config.global_max_length, model_len_key: config.rollout.vllm.max_model_len}
     for key, limit in limits.items():
-        if _decodes(config) and limit is not None and answer >= limit:
+        if config.decodes and limit is not None and answer >= limit:
             yield Problem(
                 (answer_key, key), f"prompt and answer must fit into {key}, got {answer} new tokens and {limit} in all"
             )
@@ -163,7 +159,7 @@ NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     (f"{ROLLOUT}.max_lag", lambda c: c.rollout.max_lag >= 1, "decoding ahead is not built yet; use 0"),
     (
         f"{ROLLOUT}.rollout_backend",
-        lambda c: c.rollout.rollout_backend == "vllm" and _decodes(c),
+        lambda c: c.rollout.rollout_backend == "vllm" and c.decodes,
         "vllm is not built yet; use hf",
     ),
     (

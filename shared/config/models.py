@@ -70,6 +70,13 @@ class Config(Section):
         return self.custom.extra.rollout_matching
 
     @property
+    def decodes(self) -> bool:
+        """Whether the run needs rollout servers: Stage 2 always does, Stage 1 when it evaluates."""
+        training = self.training
+        evaluates = training.eval_strategy != "no" or training.eval_on_start
+        return self.custom.trainer_variant == "stage2_ab_training" or evaluates
+
+    @property
     def gradient_accumulation_steps(self) -> int:
         """Micro-steps of an optimizer step, given or derived."""
         given = self.training.gradient_accumulation_steps

@@ -1,0 +1,147 @@
+"""The `boxloop` command. Heavy work is done by the processes it starts, so `--help` is instant."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from compose.supervisor import Launch, Work, run_supervised
+from shared.errors import BoxloopError, ConfigError
+
+app = typer.Typer(
+    name="boxloop",
+    help="Train vision-language models for object detection on their own decoded answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Check and convert training data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config.")]
+
+UP_HELP = """Start the rollout servers, wait until they are ready, train, and stop everything.
+
+Give config=FILE, and as needed server_gpus=0,1,2 train_gpus=3 (empty: the CPU), server_tp, server_port,
+vllm_gpu_memory_utilization, wait_timeout, wait_interval, disable_proxy, then any section.key=value."""
+
+
+@app.command(help=UP_HELP)
+def up(arguments: Annotated[list[str], typer.Argument(metavar="config=FILE [KEY=VALUE]...")]) -> None:
+    raise typer.Exit(run_supervised(parse_launch(arguments)))
+
+
+@app.command()
+def serve(config: ConfigFile, port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000) -> None:
+    """Run one rollout server in this terminal."""
+    _become("rollout_server", "--config", str(config), "--port", str(port))
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Run the learner alone, against servers that are already running."""
+    _become("learner", "--config", str(config), *(overrides or ()))
+
+
+@app.command(name="eval")
+def evaluate(
+    config: ConfigFile,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; else model.model of the config.")] = None,
+    overrides: Overrides = None,
+    server_gpus: Annotated[str, typer.Option(help="GPUs of the rollout servers; empty: the CPU.")] = "",
+    train_gpus: Annotated[str, typer.Option(help="GPUs of the evaluating process.")] = "",
+    server_port: Annotated[int, typer.Option(help="Port of the first server; 0: any free one.")] = 0,
+) -> None:
+    """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures."""
+    model = () if checkpoint is None else (f"model.model={checkpoint}",)
+    launch = Launch(
+        config=config,
+        overrides=(*(overrides or ()), *model),
+        server_gpus=_gpus(server_gpus),
+        train_gpus=_gpus(train_gpus),
+        server_port=server_port,
+    )
+    arguments = () if checkpoint is None else ("--checkpoint", str(checkpoint))
+    work = Work("evaluate", "learner.evaluate", arguments, needs_servers=True, resolved_name="config.evaluate.yaml")
+    raise typer.Exit(run_supervised(launch, work))
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Write one self-contained HTML page about a run."""
+    _become("learner.reporting.report", str(run_dir))
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(help="Roughly how long it trains, on two cores.", min=0.1)] = 5.0,
+    engine: Annotated[str, typer.Option(help="Decoding engine: hf or vllm.")] = "hf",
+    seed: Annotated[int, typer.Option(help="Seed of data, model and order.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for everything the demo writes.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="fused: JSON glue as single tokens; plain: as Qwen has it.")] = "fused",
+) -> None:
+    """The whole story on a CPU: data, a tiny model, Stage 1, Stage 2 with both processes, a control, a report."""
+    from compose.demo import run_demo
+
+    raise typer.Exit(run_demo(minutes=minutes, engine=engine, seed=seed, out=out, tokenizer=tokenizer))
+
+
+@data.command("check", context_settings=PASS_THROUGH, add_help_option=False)
+def data_check(context: typer.Context) -> None:
+    """Validate JSONL files."""
+    _become("learner.data.check", *context.args)
+
+
+@data.command("from-coco", context_settings=PASS_THROUGH, add_help_option=False)
+def data_from_coco(context: typer.Context) -> None:
+    """Convert COCO or LVIS JSON."""
+    _become("learner.data.from_coco", *context.args)
+
+
+def parse_launch(arguments: Sequence[str]) -> Launch:
+    """Read `key=value` arguments: the keys of Launch, and overrides of the config. Raises ConfigError."""
+    known = {field.name for field in fields(Launch)} - {"overrides"}
+    own: dict[str, object] = {}
+    overrides = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key == "max_restarts":
+            raise ConfigError("max_restarts: dead servers are not restarted yet; leave it out")
+        if equals and key in known:
+            own[key] = _gpus(value) if key.endswith("_gpus") else value
+        else:
+            overrides.append(argument)
+    if "config" not in own:
+        raise ConfigError("config=FILE is missing, such as: boxloop up config=configs/demo/stage2.yaml")
+    try:
+        return TypeAdapter(Launch).validate_python({**own, "overrides": tuple(overrides)})
+    except ValidationError as error:
+        wrong = (f"{details['loc'][0]}={details['input']}: {details['msg']}" for details in error.errors())
+        raise ConfigError("; ".join(wrong)) from None
+
+
+def main() -> None:
+    """Entry point: errors of ours are one message on the console and an exit code, never a traceback."""
+    try:
+        app()
+    except BoxloopError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _gpus(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Replace this process, so that signals and the exit code are the started one's."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

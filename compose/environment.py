@@ -1,0 +1,40 @@
+"""What child processes find in their environment."""
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
+LOCAL = "127.0.0.1,localhost"
+TOKEN_VARIABLE = "BOXLOOP_TOKEN"
+
+
+def new_token() -> str:
+    """A random token, 32 bytes of it, that learner and servers of one run share. It never stands in an argv."""
+    return secrets.token_urlsafe(32)
+
+
+def child_environment(
+    inherited: Mapping[str, str], *, gpus: Sequence[str], token: str, num_processes: int, disable_proxy: bool
+) -> dict[str, str]:
+    """The environment of one child.
+
+    `gpus` is all it may see; none means it runs on the CPU. Processes on the CPU share the cores evenly, unless
+    OMP_NUM_THREADS is already set. With `disable_proxy` traffic between them cannot be sent through a proxy.
+    """
+    environment = dict(inherited)
+    if disable_proxy:
+        for name in PROXY_VARIABLES:
+            environment.pop(name, None)
+            environment.pop(name.upper(), None)
+        environment |= {"NO_PROXY": LOCAL, "no_proxy": LOCAL}
+    environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), TOKEN_VARIABLE: token, "PYTHONUNBUFFERED": "1"}
+    if not gpus:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_processes)))
+    return environment
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
