@@ -1,0 +1,192 @@
+"""What every engine promises (rollout_server/engines/base.py), asked of each."""
+
+import io
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import anyio
+import numpy as np
+import orjson
+import pytest
+from PIL import Image
+
+from rollout_server.canary import check_canary
+from rollout_server.engines.base import Engine, EngineAnswer, EngineFailure, EngineRequest, EngineResult
+from rollout_server.launch import build_engine
+from rollout_server.settings import EngineName, ServerSettings, limits_for
+from shared.errors import EngineFailed
+from shared.wire import RepeatTerminate, Sampling
+
+ENGINES: tuple[EngineName, ...] = ("hf", "scripted")
+TEXT_IDS = (20, 21, 22)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from learner.model.tiny import build_tiny
+
+    directory = tmp_path_factory.mktemp("tiny")
+    build_tiny(directory)
+    return directory
+
+
+@pytest.fixture(params=ENGINES)
+async def engine(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> AsyncIterator[Engine]:
+    script = tmp_path / "script.json"
+    script.write_bytes(orjson.dumps({"default": [30], "seconds_per_token": 0.0005}))
+    built = build_engine(ServerSettings(str(checkpoint), request.param, limits_for(256, 4), script=script))
+    await built.start()
+    yield built
+    await built.close()
+
+
+@pytest.fixture(scope="module")
+def image_prompt(checkpoint: Path) -> tuple[int, ...]:
+    config = orjson.loads((checkpoint / "config.json").read_bytes())
+    return (config["vision_start_token_id"], config["image_token_id"], config["vision_end_token_id"], *TEXT_IDS)
+
+
+def png(width: int, height: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def text_request(uid: str, max_new_tokens: int = 8, **options: object) -> EngineRequest:
+    return EngineRequest(uid, TEXT_IDS, (), Sampling(max_new_tokens=max_new_tokens, stop_token_ids=(), **options))
+
+
+async def results(engine: Engine, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+    async with aclosing(engine.generate(requests)) as stream:
+        return [result async for result in stream]
+
+
+async def idle(engine: Engine) -> None:
+    with anyio.fail_after(5):
+        while engine.load().running or engine.load().waiting:  # noqa: ASYNC110 - it may run on another thread
+            await anyio.sleep(0.002)
+
+
+async def test_every_request_is_answered_exactly_once_however_many_fit_at_a_time(engine: Engine) -> None:
+    answered = await results(engine, [text_request(f"r{index}", 2 + index) for index in range(11)])
+    assert Counter(answer.uid for answer in answered) == Counter(f"r{index}" for index in range(11))
+    lengths = {answer.uid: len(answer.token_ids) for answer in answered if isinstance(answer, EngineAnswer)}
+    assert lengths == {f"r{index}": 2 + index for index in range(11)}
+    assert {answer.finish_reason for answer in answered} == {"length"}
+    await idle(engine)
+
+
+async def test_calls_side_by_side_get_their_own_answers(engine: Engine) -> None:
+    got: dict[str, list[str]] = {}
+
+    async def call(name: str) -> None:
+        got[name] = sorted(r.uid for r in await results(engine, [text_request(f"{name}{i}") for i in range(5)]))
+
+    async with anyio.create_task_group() as tasks:
+        for name in "abc":
+            tasks.start_soon(call, name)
+    assert got == {name: [f"{name}{i}" for i in range(5)] for name in "abc"}
+
+
+async def test_a_short_answer_does_not_wait_for_a_long_one(engine: Engine) -> None:
+    async with aclosing(engine.generate([text_request("long", 200), text_request("short", 2)])) as stream:
+        first = await anext(stream)
+        assert first.uid == "short"
+        assert engine.load().running == 1
+        assert (await anext(stream)).uid == "long"
+
+
+async def test_an_answer_ends_with_its_stop_id(engine: Engine) -> None:
+    said = (await results(engine, [text_request("a")]))[0].token_ids
+    stop = said[-1]
+    sampling = Sampling(max_new_tokens=8, stop_token_ids=(stop,))
+    answer = (await results(engine, [EngineRequest("b", TEXT_IDS, (), sampling)]))[0]
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids == said[: said.index(stop) + 1]
+
+
+async def test_a_loop_is_ended(engine: Engine) -> None:
+    ban_all_but_one = tuple(token_id for token_id in range(200) if token_id != 30)
+    limits = RepeatTerminate(max_consecutive_token_repeats=3)
+    vocab = engine.tensors().shapes["model.language_model.embed_tokens.weight"][0]
+    banned = (*ban_all_but_one, *range(200, vocab))
+    request = text_request("a", 50, repeat_terminate=limits, banned_token_ids=banned)
+    answer = (await results(engine, [request]))[0]
+    assert (answer.finish_reason, answer.token_ids) == ("repetition", (30, 30, 30))
+
+
+async def test_a_prompt_is_measured_after_its_images_have_grown(engine: Engine, image_prompt: tuple[int, ...]) -> None:
+    request = EngineRequest("a", image_prompt, (png(96, 64),), Sampling(max_new_tokens=2, stop_token_ids=()))
+    answer = (await results(engine, [request]))[0]
+    assert isinstance(answer, EngineAnswer)
+    assert answer.image_grid == ((1, 4, 6),)
+    assert answer.num_prompt_tokens == len(image_prompt) - 1 + 6
+
+
+async def test_bad_requests_fail_alone(engine: Engine, image_prompt: tuple[int, ...]) -> None:
+    sampling = Sampling(max_new_tokens=4, stop_token_ids=())
+    bad = {
+        "unknown_token_id": EngineRequest("unknown_token_id", (10**6,), (), sampling),
+        "bad_placeholders": EngineRequest("bad_placeholders", image_prompt, (), sampling),
+        "bad_image": EngineRequest("bad_image", image_prompt, (b"GIF89a",), sampling),
+        "prompt_too_long": text_request("prompt_too_long", 254),
+    }
+    got = {result.uid: result for result in await results(engine, [*bad.values(), text_request("good", 253)])}
+    assert isinstance(got.pop("good"), EngineAnswer)
+    assert {uid: failure.code for uid, failure in got.items() if isinstance(failure, EngineFailure)} == {
+        code: code for code in bad
+    }
+
+
+async def test_logprobs_come_when_asked_for_one_a_token(engine: Engine) -> None:
+    plain = text_request("plain")
+    asked = EngineRequest("asked", TEXT_IDS, (), plain.sampling, return_logprobs=True)
+    got = {answer.uid: answer for answer in await results(engine, [plain, asked])}
+    assert got["plain"].token_logprobs is None
+    assert len(got["asked"].token_logprobs) == len(got["asked"].token_ids)
+    assert all(logprob <= 0 for logprob in got["asked"].token_logprobs)
+
+
+async def test_times_are_in_order(engine: Engine) -> None:
+    for answer in await results(engine, [text_request(f"r{index}") for index in range(6)]):
+        assert 0 < answer.started_at <= answer.first_token_at <= answer.finished_at
+
+
+async def test_closing_the_generator_stops_the_work(engine: Engine) -> None:
+    async with AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(
+            aclosing(engine.generate([text_request("a", 1), *(text_request(f"l{i}", 250) for i in range(9))]))
+        )
+        await anext(stream)
+        assert engine.load().running
+    await idle(engine)
+    assert engine.load().generated_tokens < 9 * 250
+    assert len(await results(engine, [text_request("after")])) == 1
+
+
+async def test_the_canary_sings(engine: Engine) -> None:
+    await check_canary(engine)
+
+
+async def test_its_own_checkpoint_is_a_full_update(engine: Engine, checkpoint: Path, tmp_path: Path) -> None:
+    before = (await results(engine, [text_request("a")]))[0].token_ids
+    file = shutil.copy(checkpoint / "model.safetensors", tmp_path / "weights.safetensors")
+    await engine.load_weights(Path(file))
+    assert (await results(engine, [text_request("a")]))[0].token_ids == before
+
+
+@pytest.mark.parametrize("name", ENGINES)
+async def test_before_its_start_an_engine_is_live_not_ready_and_takes_nothing(
+    name: EngineName, checkpoint: Path
+) -> None:
+    built = build_engine(ServerSettings(str(checkpoint), name, limits_for(256, 4)))
+    health = built.health()
+    assert (health.live, health.ready) == (True, False)
+    assert health.reason
+    assert built.load().running == 0
+    with pytest.raises(EngineFailed):
+        await results(built, [text_request("a")])
+    await built.close()

@@ -1,0 +1,161 @@
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from rollout_server.launch import TOKEN_VARIABLE, bound_socket, read_token, settings_from
+from shared.config.load import load_config
+from shared.errors import BoxloopError, ConfigError
+from shared.weights_root import weights_root
+
+LONG = "t" * 32
+
+
+@pytest.fixture
+def config_file(checkpoint: Path, tmp_path: Path) -> Path:
+    (tmp_path / "train.jsonl").touch()
+    values = {
+        "global_max_length": 300,
+        "model": {"model": str(checkpoint)},
+        "training": {
+            "output_dir": str(tmp_path / "out"),
+            "packing": True,
+            "effective_batch_size": 4,
+            "max_steps": 3,
+            "dataloader_drop_last": True,
+            "learning_rate": 0.001,
+        },
+        "custom": {
+            "trainer_variant": "stage2_ab_training",
+            "train_jsonl": str(tmp_path / "train.jsonl"),
+            "extra": {
+                "stage2_ab": {"schedule": {"pattern": ["A", "B"]}},
+                "rollout_matching": {"rollout_backend": "hf", "max_new_tokens": 16},
+            },
+        },
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+NO_OPTIONS = argparse.Namespace(
+    host=None, port=0, model=None, engine=None, script=None, token_file=None, image_root=None, weights_root=None
+)
+
+
+def test_settings_come_from_the_configuration_and_the_command_line_goes_first(config_file: Path) -> None:
+    config = load_config(config_file, ["custom.extra.rollout_matching.vllm.max_num_seqs=5", "template.max_pixels=4096"])
+    settings = settings_from(config, NO_OPTIONS)
+    assert (settings.engine, settings.limits.max_model_len, settings.limits.max_num_seqs) == ("hf", 300, 5)
+    assert (settings.max_pixels, settings.min_pixels) == (4096, None)
+    assert settings.weights_root == weights_root(config)
+    given = argparse.Namespace(**{**vars(NO_OPTIONS), "engine": "scripted", "weights_root": Path("/w"), "model": "m"})
+    settings = settings_from(config, given)
+    assert (settings.engine, settings.weights_root, settings.model) == ("scripted", Path("/w"), "m")
+
+
+def test_two_runs_do_not_share_a_weights_root_unless_they_are_told_to(config_file: Path) -> None:
+    key = "custom.extra.rollout_matching.vllm.sync.weights_root=/given"
+    runs = [load_config(config_file, [f"training.output_dir=out{name}"]) for name in ("1", "1", "2")]
+    roots = [weights_root(run) for run in runs]
+    assert roots[0] == roots[1] != roots[2]
+    assert weights_root(load_config(config_file, [key])) == Path("/given")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_a_loopback_server_may_go_without_a_token(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert read_token(None, host) is None
+
+
+@pytest.mark.parametrize("token", ["", "short", "t" * 31])
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.7", "::", "server.example"])
+def test_any_other_address_needs_a_long_token(monkeypatch: pytest.MonkeyPatch, host: str, token: str) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(ConfigError, match="at least 32 bytes"):
+        read_token(None, host)
+    monkeypatch.setenv(TOKEN_VARIABLE, LONG)
+    assert read_token(None, host) == LONG
+
+
+def test_a_token_file_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "other")
+    (tmp_path / "token").write_text(LONG + "\n")
+    assert read_token(tmp_path / "token", "127.0.0.1") == LONG
+    with pytest.raises(ConfigError, match="missing"):
+        read_token(tmp_path / "missing", "127.0.0.1")
+
+
+def test_a_port_in_use_is_named_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BoxloopError, match=f"127.0.0.1:{port}"):
+            bound_socket("127.0.0.1", port)
+
+
+class Process:
+    """`python -m rollout_server`, with its output read as it comes."""
+
+    def __init__(self, config_file: Path, *arguments: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "rollout_server", "--config", str(config_file), "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, TOKEN_VARIABLE: "", "OMP_NUM_THREADS": "1"},
+        )
+
+    def wait_for(self, word: str) -> str:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            if word in line:
+                return line.strip()
+        raise AssertionError(f"ended without {word!r}: {self.popen.communicate()[1]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["listening", "ready"])
+def test_a_signal_ends_the_process_at_once_whatever_it_is_doing(
+    config_file: Path, number: signal.Signals, code: int, moment: str
+) -> None:
+    process = Process(config_file)
+    url = "http://" + process.wait_for("listening").split()[-1]
+    if moment == "ready":
+        process.wait_for("ready")
+        assert httpx.get(f"{url}/ready/", trust_env=False).status_code == 200
+    else:
+        time.sleep(1.0)
+    started = time.monotonic()
+    process.popen.send_signal(number)
+    assert process.popen.wait(10) == code
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--model", "/nowhere"), 2, "/nowhere"),
+        (("--host", "0.0.0.0"), 2, "32 bytes"),
+        (("global_max_len=3",), 2, "global_max_length"),
+        (("custom.extra.rollout_matching.rollout_backend=vllm",), 2, "rollout_backend"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    config_file: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    process = Process(config_file, *arguments)
+    error = process.popen.communicate(timeout=60)[1]
+    assert process.popen.returncode == code
+    assert words in error
+    assert "Traceback" not in error
