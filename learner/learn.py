@@ -1,0 +1,158 @@
+"""One optimizer step: gradients of its packs, summed, then one move of the weights."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.data.sample import TrainingSample
+from learner.model.load import LoadedModel
+from learner.objectives.objective import Objective
+from learner.optim import StepOptimizer
+from learner.packing.collate import collate
+from learner.packing.packer import Pack
+from learner.plan.step_plan import StepTotals
+from shared.errors import NonFiniteLoss
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What one pack held and how long it took. Its loss is in the step's `Update`, which is read once."""
+
+    num_targets: int
+    num_tokens: int
+    capacity: int
+    collate_s: float
+    forward_s: float
+    backward_s: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """The one optimizer step. `loss` is that of docs/numerics.md; the others are sums over the step, each with its count.
+
+    The box terms are unweighted, `coord` is weighted; `num_slots` = 4 × `num_boxes` is the count of both coordinate sums.
+    `num_samples` and `num_boxes` count what was learned, not what was planned. `grad_norm` is taken before clipping.
+    """
+
+    loss: float
+    ce: float
+    bbox_l1: float
+    bbox_giou: float
+    coord: float
+    coord_mass: float
+    num_samples: int
+    num_boxes: int
+    grad_norm: float
+    learning_rate: float
+    optimizer_s: float
+
+    @property
+    def num_slots(self) -> int:
+        return 4 * self.num_boxes
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """One pack whose gradient is in, with its sums still on the device."""
+
+    record_ids: tuple[str, ...]
+    num_boxes: int
+    sums: Tensor
+
+
+class Learner:
+    """Owns the model's gradients. All its methods run on the compute lane.
+
+    `max_grad_norm` 0 switches clipping off.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, optimizer: StepOptimizer, *, pad_token_id: int, max_grad_norm: float = 1.0
+    ) -> None:
+        self.loaded = loaded
+        self.optimizer = optimizer
+        self._pad_token_id = pad_token_id
+        self._max_grad_norm = max_grad_norm
+        self._learned: list[_Learned] = []
+
+    def accumulate(self, pack: Pack[TrainingSample], objective: Objective, totals: StepTotals) -> PackReport:
+        """Add a pack's gradient to the step's. `totals` are the step's, so packs add up whatever their sizes."""
+        started = time.perf_counter()
+        batch = collate(
+            pack,
+            image_token_id=self.loaded.image_token_id,
+            pad_token_id=self._pad_token_id,
+            merge_size=self.loaded.merge_size,
+            layout=self.loaded.layout,
+        ).to(self.loaded.device)
+        collated = time.perf_counter()
+        terms = objective(self.loaded, batch, totals)
+        self._wait_for_device()
+        forwarded = time.perf_counter()
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        self._wait_for_device()
+        self._learned.append(_Learned(batch.record_ids, terms.num_boxes, terms.sums()))
+        return PackReport(
+            num_targets=len(pack.items),
+            num_tokens=pack.num_tokens,
+            capacity=pack.capacity,
+            collate_s=collated - started,
+            forward_s=forwarded - collated,
+            backward_s=time.perf_counter() - forwarded,
+        )
+
+    def update(self) -> Update:
+        """Move the weights by the gradients gathered since the last update, and forget them.
+
+        Raises NonFiniteLoss, naming records, when a loss or gradient is NaN or infinite; the weights and the optimizer
+        are then as before, and the gradients are dropped.
+        """
+        started = time.perf_counter()
+        learned, self._learned = self._learned, []
+        sums = torch.stack([each.sums for each in learned]).double().cpu() if learned else torch.zeros(0, 6)
+        norm = self._clipped_norm()
+        try:
+            _check_finite(learned, sums, norm)
+            learning_rate = self.optimizer.learning_rate
+            self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad()
+        loss, ce, l1, giou, coord, mass = sums.sum(0).tolist()
+        return Update(
+            loss=loss,
+            ce=ce,
+            bbox_l1=l1,
+            bbox_giou=giou,
+            coord=coord,
+            coord_mass=mass,
+            num_samples=sum(len(each.record_ids) for each in learned),
+            num_boxes=sum(each.num_boxes for each in learned),
+            grad_norm=norm,
+            learning_rate=learning_rate,
+            optimizer_s=time.perf_counter() - started,
+        )
+
+    def _clipped_norm(self) -> float:
+        """L2 norm of all gradients as they were; scales them down to `max_grad_norm` if they are longer."""
+        bound = self._max_grad_norm or float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, bound))
+
+    def _wait_for_device(self) -> None:
+        """Let an accelerator finish, so that forward and backward are timed for what they take."""
+        if self.loaded.device.type != "cpu":
+            torch.accelerator.synchronize(self.loaded.device)
+
+
+def _check_finite(learned: list[_Learned], sums: Tensor, norm: float) -> None:
+    finite = sums[:, 0].isfinite().tolist()
+    if all(finite) and norm < float("inf"):
+        return
+    suspects = [each for each, good in zip(learned, finite, strict=True) if not good] or learned
+    names = ", ".join(name for each in suspects for name in each.record_ids)
+    losses = ", ".join(f"{value:g}" for value in sums[:, 0].tolist())
+    raise NonFiniteLoss(
+        f"loss or gradient is not finite (losses of the packs: {losses}; gradient norm {norm:g}). The weights are as "
+        f"before this step. Records in question: {names}. Look at them, or lower the learning rate"
+    )

@@ -1,0 +1,90 @@
+"""Other kernels for the same mathematics, where transformers' own are slow in training.
+
+Weights and their names stay as they are; so do results, up to rounding. What is exchanged, and why:
+
+- attention as plain matrix products: the backward pass of the fused kernel is slow on a CPU in bfloat16;
+- vision attention over all images at once when they are of one size: transformers takes them one by one;
+- the patch embedding as a matrix product: its convolution's windows do not overlap.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLVisionAttention,
+    Qwen3VLVisionPatchEmbed,
+    apply_rotary_pos_emb_vision,
+)
+
+MATMUL_ATTENTION = "matmul"
+"""Name of `matmul_attention` in transformers' registry."""
+
+
+def use_fast_kernels(model: Any) -> None:
+    """Exchange the kernels of a Qwen3-VL in place."""
+    tower = model.model.visual
+    tower.patch_embed.__class__ = LinearPatchEmbed
+    for block in tower.blocks:
+        block.attn.__class__ = BatchedVisionAttention
+
+
+def matmul_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention for transformers' registry.
+
+    `query` is [batch, heads, queries, dim], `key` and `value` are [batch, kv heads, keys, dim], an additive mask is
+    broadcast to [batch, heads, queries, keys]. Returns [batch, queries, heads, dim]. Heads that share keys are stacked
+    along the queries, so keys and values are never repeated.
+    """
+    batch, heads, queries, dim = query.shape
+    kv_heads, keys = key.shape[1:3]
+    stacked = query.reshape(batch, kv_heads, -1, dim)
+    scores = (stacked @ key.transpose(2, 3) * scaling).view(batch, heads, queries, keys)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = functional.dropout(weights, dropout, module.training)
+    mixed = weights.view(batch, kv_heads, -1, keys) @ value
+    return mixed.view(batch, heads, queries, dim).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(MATMUL_ATTENTION, matmul_attention)
+AttentionMaskInterface.register(MATMUL_ATTENTION, eager_mask)
+
+
+class BatchedVisionAttention(Qwen3VLVisionAttention):
+    """Vision attention that takes all images in one product when they have equally many patches."""
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **kwargs: Any
+    ) -> Tensor:
+        lengths = cu_seqlens.diff()
+        if self.config._attn_implementation != MATMUL_ATTENTION or not bool((lengths == lengths[0]).all()):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+        num_patches, num_images = hidden_states.shape[0], len(lengths)
+        qkv = self.qkv(hidden_states).view(num_patches, 3, self.num_heads, self.head_dim)
+        query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
+        per_image = (num_images, num_patches // num_images, self.num_heads, self.head_dim)
+        query, key, value = (states.view(per_image).transpose(1, 2) for states in (query, key, qkv[:, 2]))
+        mixed, _ = matmul_attention(self, query, key, value, None, self.scaling)
+        return self.proj(mixed.reshape(num_patches, -1))
+
+
+class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
+    """The patch embedding as one matrix product."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = self.proj.weight
+        return functional.linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)

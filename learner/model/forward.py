@@ -1,0 +1,96 @@
+"""The pieces of a forward pass, so that passes over one pack can share what does not change between them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.model.load import LoadedModel
+from learner.packing.collate import PackedBatch
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower makes of a pack's images, a row for each image placeholder in reading order.
+
+    `embeds` is [placeholders, hidden]; `deepstack` holds as much again for each of the first decoder layers.
+    """
+
+    embeds: Tensor
+    deepstack: tuple[Tensor, ...]
+
+    def detach(self) -> "ImageFeatures":
+        """The same features without their history."""
+        return ImageFeatures(self.embeds.detach(), tuple(each.detach() for each in self.deepstack))
+
+
+def encode_images(loaded: LoadedModel, batch: PackedBatch) -> ImageFeatures:
+    """Run the vision tower over all images of a pack."""
+    with loaded.autocast():
+        output = loaded.model.model.visual(batch.pixel_values, grid_thw=batch.image_grid, return_dict=True)
+    return ImageFeatures(output.pooler_output, tuple(output.deepstack_features))
+
+
+def embed(loaded: LoadedModel, batch: PackedBatch, images: ImageFeatures) -> Tensor:
+    """Input embeddings [R, T, hidden], image placeholders filled with their features."""
+    embeds = loaded.model.get_input_embeddings()(batch.input_ids)
+    return embeds.masked_scatter(batch.image_mask[..., None], images.embeds.to(embeds.dtype))
+
+
+def hidden_states(loaded: LoadedModel, batch: PackedBatch, embeds: Tensor, images: ImageFeatures) -> Tensor:
+    """Run the decoder over input embeddings; returns its normalised last layer [R, T, hidden]."""
+    with loaded.autocast():
+        output = loaded.model.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=batch.position_ids,
+            visual_pos_masks=batch.image_mask,
+            deepstack_visual_embeds=list(images.deepstack),
+            use_cache=False,
+            **_attention_arguments(loaded, batch, embeds.dtype),
+        )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def at_predictors(batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """The rows [S, hidden] that predict the supervised tokens."""
+    return hidden[batch.predictor_rows, batch.predictor_columns]
+
+
+def logits(loaded: LoadedModel, hidden: Tensor) -> Tensor:
+    """Float32 logits [rows, vocabulary] of hidden rows; the head is called as the module it is."""
+    with loaded.autocast():
+        scores: Tensor = loaded.model.get_output_embeddings()(hidden)
+    return scores.float()
+
+
+def _attention_arguments(loaded: LoadedModel, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
+    """How the attention in use is told that a token sees its own target up to itself.
+
+    In padded rows that is plain causality: padding stands behind all that could see it.
+    """
+    if "flash" in loaded.attn_impl:
+        if batch.layout == "rows":
+            return {"attention_mask": None}
+        lengths = {"cu_seq_lens_q": batch.cu_seqlens, "cu_seq_lens_k": batch.cu_seqlens}
+        return {"attention_mask": None, **lengths, "max_length_q": batch.max_seqlen, "max_length_k": batch.max_seqlen}
+    visible = _visible(batch)[None, None]
+    if loaded.attn_impl == "sdpa":
+        return {"attention_mask": visible}
+    hidden_score = torch.finfo(dtype).min
+    return {
+        "attention_mask": torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+            ~visible, hidden_score
+        )
+    }
+
+
+def _visible(batch: PackedBatch) -> Tensor:
+    """Which columns [T, T] a column of any row sees."""
+    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    causal = columns[:, None] >= columns
+    if batch.layout == "rows":
+        return causal
+    target = torch.bucketize(columns, batch.cu_seqlens[1:-1], right=True)
+    return causal & (target[:, None] == target)

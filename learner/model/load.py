@@ -1,0 +1,121 @@
+"""Loading a checkpoint for training: float32 masters, computed in the device's fast type."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
+from learner.packing.collate import Layout
+from shared.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A Qwen3-VL and what the code around it asks about it.
+
+    `model` is transformers' own module with its own parameter names; trained weights are float32 whatever
+    `compute_dtype` says. `folder` is the checkpoint it came from.
+    """
+
+    model: Any
+    folder: Path
+    device: torch.device
+    compute_dtype: torch.dtype
+    image_token_id: int
+    merge_size: int
+
+    @property
+    def layout(self) -> Layout:
+        """Padded rows on a CPU, where attention over one long row costs more than padding does."""
+        return "rows" if self.device.type == "cpu" else "flat"
+
+    @property
+    def attn_impl(self) -> str:
+        """Name of the attention that transformers dispatches to."""
+        return str(self.model.config.text_config._attn_implementation)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context in which matrix products run in `compute_dtype`."""
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
+
+def load_model(name: str, *, dtype: str = "auto", attn_impl: str = "auto", device: str | None = None) -> LoadedModel:
+    """Load a checkpoint folder or hub id.
+
+    `dtype` is the compute type: float32, bfloat16, or auto = bfloat16 where the device multiplies it natively.
+    `attn_impl` is transformers' name of an attention, or auto. Raises ConfigError for a model of another family.
+    """
+    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+
+    folder = checkpoint_folder(name)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "qwen3_vl":
+        raise ConfigError(f"model.model: {name} is a {config.model_type} checkpoint; give a qwen3_vl one")
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl)
+    )
+    use_fast_kernels(model)
+    model.to(target).train()
+    return LoadedModel(
+        model=model,
+        folder=folder,
+        device=target,
+        compute_dtype=compute_dtype_for(target, dtype),
+        image_token_id=int(config.image_token_id),
+        merge_size=int(config.vision_config.spatial_merge_size),
+    )
+
+
+def load_tokenizer(name: str) -> Any:
+    """The checkpoint's tokenizer. AutoProcessor is avoided: it needs torchvision."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint_folder(name))
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint: `name` itself, or the local copy of a hub id, fetched when it is missing."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name))
+    except (HFValidationError, OSError) as error:
+        raise ConfigError(
+            f"model.model: {name!r} is neither a folder nor a hub id that can be fetched: {error}"
+        ) from error
+
+
+def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:
+    """The compute type that `model.dtype` means on `device`. Raises ConfigError for a name it cannot be."""
+    if dtype == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"model.dtype: got {dtype!r}; use auto or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def attention_for(device: torch.device, attn_impl: str) -> str:
+    """The attention that `model.attn_impl` means on `device`."""
+    if attn_impl != "auto":
+        return attn_impl
+    if device.type == "cpu":
+        return MATMUL_ATTENTION
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,0 +1,33 @@
+"""What a channel minimises: from a pack's tensors to its loss."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from learner.losses.terms import LossTerms, LossWeights, loss_terms
+from learner.model.forward import ImageFeatures, at_predictors, hidden_states, logits
+from learner.model.load import LoadedModel
+from learner.packing.collate import PackedBatch
+from learner.plan.step_plan import StepTotals
+
+
+class Objective(Protocol):
+    """The loss of one pack, with its gradient still to be taken."""
+
+    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> LossTerms: ...
+
+
+@dataclass(frozen=True)
+class LastPass:
+    """The pass that has the gradient. `coordinate_ids` are int64 [1000] in bin order, on the model's device."""
+
+    weights: LossWeights
+    coordinate_ids: Tensor
+
+    def __call__(
+        self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals, embeds: Tensor, images: ImageFeatures
+    ) -> LossTerms:
+        """Decode input embeddings and compare supervised positions, and no others, with their labels."""
+        hidden = at_predictors(batch, hidden_states(loaded, batch, embeds, images))
+        return loss_terms(logits(loaded, hidden), batch, totals, self.weights, self.coordinate_ids)

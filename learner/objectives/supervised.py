@@ -1,0 +1,21 @@
+"""Stage 1: teacher forcing of the ground truth; its targets put cross-entropy on coordinates too."""
+
+from dataclasses import dataclass
+
+from learner.losses.terms import LossTerms
+from learner.model.forward import embed, encode_images
+from learner.model.load import LoadedModel
+from learner.objectives.objective import LastPass
+from learner.packing.collate import PackedBatch
+from learner.plan.step_plan import StepTotals
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """One pass over the target as it stands."""
+
+    last_pass: LastPass
+
+    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> LossTerms:
+        images = encode_images(loaded, batch)
+        return self.last_pass(loaded, batch, totals, embed(loaded, batch, images), images)

@@ -1,0 +1,141 @@
+"""The optimizers of a run: parameter groups, AdamW and Muon, and the learning-rate schedule."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.config.training import TrainingSection
+from shared.errors import ConfigError
+
+Part = Literal["llm", "vit", "aligner"]
+Kind = Literal["adamw", "muon"]
+
+MUON_LR_RATIO = 10.0
+"""Muon's learning rate over AdamW's in the same part: its orthogonal updates have a spectral norm of 1, so their rate is a
+step length and not a step per value. 0.02 beside 0.002 trained the tiny model best."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share an optimizer, a peak learning rate and a weight decay."""
+
+    optimizer: Kind
+    part: Part
+    learning_rate: float
+    weight_decay: float
+    names: tuple[str, ...]
+
+
+def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGroup]:
+    """Sort a Qwen3-VL's trained parameters into groups.
+
+    The rate is `learning_rate`, or `vit_lr` and `aligner_lr` for vision tower and mergers. With `optim: muon` the weights
+    of all linear layers but the head go to Muon, at `MUON_LR_RATIO` times the rate of their part. Weight decay falls on
+    matrices, never on norms and biases.
+    """
+    hidden = _hidden_matrices(model) if training.optim == "muon" else frozenset[str]()
+    rates: dict[Part, float] = {
+        "llm": training.learning_rate,
+        "vit": training.vit_lr or training.learning_rate,
+        "aligner": training.aligner_lr or training.learning_rate,
+    }
+    names: dict[tuple[Kind, Part, bool], list[str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            optimizer: Kind = "muon" if name in hidden else "adamw"
+            names.setdefault((optimizer, part_of(name), parameter.ndim >= 2), []).append(name)
+    return [
+        ParameterGroup(
+            optimizer=optimizer,
+            part=part,
+            learning_rate=rates[part] * (MUON_LR_RATIO if optimizer == "muon" else 1),
+            weight_decay=training.weight_decay if decays else 0.0,
+            names=tuple(members),
+        )
+        for (optimizer, part, decays), members in names.items()
+    ]
+
+
+def part_of(name: str) -> Part:
+    """Which part of a Qwen3-VL a parameter belongs to: the mergers are the aligner, the rest of the tower the vit."""
+    if ".visual." not in f".{name}":
+        return "llm"
+    return "aligner" if ".merger." in name or ".deepstack_merger_list." in name else "vit"
+
+
+class StepOptimizer:
+    """All optimizers of a run as one, with their schedule.
+
+    `optimizers` are AdamW and, with `optim: muon`, Muon; a step of one is a step of all.
+    """
+
+    def __init__(self, model: Any, training: TrainingSection, num_steps: int) -> None:
+        named = dict(model.named_parameters())
+        groups = parameter_groups(model, training)
+        if not groups:
+            raise ConfigError(
+                "tuner.freeze_llm, freeze_vit and freeze_aligner leave nothing to train; free one of them"
+            )
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        adamw = [_torch_group(group, named) for group in groups if group.optimizer == "adamw"]
+        muon = [_torch_group(group, named) for group in groups if group.optimizer == "muon"]
+        if adamw:
+            self.optimizers["adamw"] = torch.optim.AdamW(adamw, betas=(0.9, 0.999), fused=True)
+        if muon:
+            self.optimizers["muon"] = torch.optim.Muon(muon)
+        self.schedules = {name: _schedule(each, training, num_steps) for name, each in self.optimizers.items()}
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Everything that is trained."""
+        return [p for each in self.optimizers.values() for group in each.param_groups for p in group["params"]]
+
+    @property
+    def learning_rate(self) -> float:
+        """What the next step uses for AdamW's first group: the language model's, unless it is frozen."""
+        return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+
+    def step(self) -> None:
+        """Move the weights once and the schedule on by one."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.step()
+            self.schedules[name].step()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _hidden_matrices(model: Any) -> frozenset[str]:
+    """Names of the weights of all linear layers but the head."""
+    head = model.get_output_embeddings()
+    return frozenset(
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    )
+
+
+def _torch_group(group: ParameterGroup, named: dict[str, Tensor]) -> dict[str, Any]:
+    parameters: Iterable[Tensor] = [named[name] for name in group.names]
+    return {"params": parameters, "lr": group.learning_rate, "weight_decay": group.weight_decay}
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, training: TrainingSection, num_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    from transformers import get_scheduler
+
+    details = {"num_decay_steps": ceil(training.lr_decay_ratio * num_steps), "decay_type": "linear"}
+    schedule: torch.optim.lr_scheduler.LambdaLR = get_scheduler(
+        training.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=ceil(training.warmup_ratio * num_steps),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=details if training.lr_scheduler_type == "warmup_stable_decay" else None,
+    )
+    return schedule

@@ -1,0 +1,183 @@
+"""From a pack of targets to the tensors of one forward pass."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.data.sample import TrainingSample
+from learner.packing.packer import Pack
+from shared.errors import DataError
+
+Layout = Literal["rows", "flat"]
+"""rows: one target a row, padded on the right · flat: all targets in one row, end to end."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One pack as tensors. R rows of T columns hold n targets with S supervised positions and b boxes.
+
+    A supervised position is a token that is predicted with a loss; each stands once, however many terms it serves.
+    """
+
+    record_ids: tuple[str, ...]
+    layout: Layout
+    input_ids: Tensor
+    """int64 [R, T]"""
+    position_ids: Tensor
+    """int64 [3, R, T]: temporal, height and width positions, starting at 0 with each target"""
+    cu_seqlens: Tensor
+    """int32 [n + 1]: where targets begin in a flat row, and its end"""
+    max_seqlen: int
+    image_mask: Tensor
+    """bool [R, T]: image placeholders"""
+    pixel_values: Tensor
+    """float32 [patches of all images, patch_dim]"""
+    image_grid: Tensor
+    """int64 [n, 3]: (t, h, w) in patches"""
+    predictor_rows: Tensor
+    """int64 [S]: row of the token *before* the supervised one; its output predicts"""
+    predictor_columns: Tensor
+    """int64 [S]"""
+    labels: Tensor
+    """int64 [S]: ids of the supervised tokens"""
+    ce_weights: Tensor
+    """float32 [S]: w_t / W_s; 0 where only a coordinate is supervised. The division by N is the objective's."""
+    box_slots: Tensor
+    """int64 [b, 4]: the box's coordinates x1, y1, x2, y2 as indices into S"""
+    box_bins: Tensor
+    """int64 [b, 4]: their true bins"""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.record_ids)
+
+    @property
+    def num_boxes(self) -> int:
+        return self.box_slots.shape[0]
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch with its tensors on `device`."""
+        if self.input_ids.device == device:
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class _Supervision:
+    """What one target teaches, by positions in its own token ids."""
+
+    positions: Ints
+    labels: Ints
+    ce_weights: NDArray[np.float32]
+    box_slots: Ints
+    box_bins: Ints
+
+
+def collate(
+    pack: Pack[TrainingSample], *, image_token_id: int, pad_token_id: int, merge_size: int, layout: Layout
+) -> PackedBatch:
+    """Lay out a pack. Loss and gradient do not depend on `layout` (see docs/numerics.md).
+
+    Raises DataError, naming the record, when a target's image placeholders do not fit its image.
+    """
+    samples = pack.items
+    tokens = [np.asarray(sample.target.token_ids, dtype=np.int64) for sample in samples]
+    rope = [
+        rope_positions(ids, sample.image.grid, image_token_id, merge_size, sample.target.record_id)
+        for ids, sample in zip(tokens, samples, strict=True)
+    ]
+    starts = np.cumsum([0, *(len(ids) for ids in tokens)])
+    longest = max(len(ids) for ids in tokens)
+    supervision = [_supervision(sample, ids) for sample, ids in zip(samples, tokens, strict=True)]
+    if layout == "flat":
+        input_ids, position_ids = np.concatenate(tokens)[None], np.concatenate(rope, axis=1)[:, None]
+        rows, shifts = [0] * len(samples), starts[:-1]
+    else:
+        input_ids, position_ids = (
+            _padded(tokens, pad_token_id),
+            np.stack([_padded([r[i] for r in rope], 0) for i in range(3)]),
+        )
+        rows, shifts = list(range(len(samples))), np.zeros(len(samples), dtype=np.int64)
+    counts = [len(each.positions) for each in supervision]
+    slot_shifts = np.cumsum([0, *counts])[:-1]
+    ids = torch.from_numpy(input_ids)
+    return PackedBatch(
+        record_ids=tuple(sample.target.record_id for sample in samples),
+        layout=layout,
+        input_ids=ids,
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
+        max_seqlen=longest,
+        image_mask=ids == image_token_id,
+        pixel_values=torch.from_numpy(np.concatenate([sample.image.pixel_values for sample in samples])),
+        image_grid=torch.tensor([sample.image.grid for sample in samples]),
+        predictor_rows=torch.from_numpy(np.repeat(rows, counts)),
+        predictor_columns=_joined([s.positions - 1 + shift for s, shift in zip(supervision, shifts, strict=True)]),
+        labels=_joined([s.labels for s in supervision]),
+        ce_weights=_joined([s.ce_weights for s in supervision]),
+        box_slots=_joined([s.box_slots + shift for s, shift in zip(supervision, slot_shifts, strict=True)]),
+        box_bins=_joined([s.box_bins for s in supervision]),
+    )
+
+
+def rope_positions(
+    token_ids: Ints, grid: tuple[int, int, int], image_token_id: int, merge_size: int, name: str
+) -> Ints:
+    """Multimodal rotary positions [3, tokens] of one target with one image, as Qwen3-VL counts them.
+
+    Text counts on in all three; an image holds its start in time and adds its row and column; the text after it goes on
+    behind the image's longer side. Equal to the model's `get_rope_index`. Raises DataError naming `name` when the
+    placeholders are not one run as long as the grid.
+    """
+    t, h, w = grid[0], grid[1] // merge_size, grid[2] // merge_size
+    places = np.flatnonzero(token_ids == image_token_id)
+    if len(places) != t * h * w or places[-1] - places[0] + 1 != len(places):
+        raise DataError(
+            f"{name}: the image of {grid} patches needs one run of {t * h * w} image placeholders, "
+            f"but the prompt holds {len(places)}; encode prompt and image with one processor"
+        )
+    start = int(places[0])
+    positions = np.empty((3, len(token_ids)), dtype=np.int64)
+    positions[:, :start] = np.arange(start)
+    positions[:, places] = np.indices((t, h, w)).reshape(3, -1) + start
+    tail = len(token_ids) - start - len(places)
+    positions[:, start + len(places) :] = np.arange(tail) + start + max(h, w)
+    return positions
+
+
+def _supervision(sample: TrainingSample, token_ids: Ints) -> _Supervision:
+    """Join cross-entropy and box positions, so that a position of both is computed once."""
+    target = sample.target
+    ce_positions = np.asarray(target.ce_positions, dtype=np.int64)
+    slots = np.array([positions for positions, _ in target.boxes], dtype=np.int64).reshape(-1)
+    positions, places = np.unique(np.concatenate([ce_positions, slots]), return_inverse=True)
+    weights = np.zeros(len(positions), dtype=np.float32)
+    weights[places[: len(ce_positions)]] = np.asarray(target.ce_weights, dtype=np.float64) / target.ce_denominator
+    return _Supervision(
+        positions=positions,
+        labels=token_ids[positions],
+        ce_weights=weights,
+        box_slots=places[len(ce_positions) :].reshape(-1, 4).astype(np.int64),
+        box_bins=np.array([bins for _, bins in target.boxes], dtype=np.int64).reshape(-1, 4),
+    )
+
+
+def _padded(rows: list[Ints], fill: int) -> Ints:
+    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _joined(arrays: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))

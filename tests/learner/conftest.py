@@ -1,0 +1,99 @@
+"""A tiny model and packs of targets on it, for tests that run the real thing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner.data.sample import EncodedImage, TrainingSample
+from learner.detection.record import GroundTruthObject
+from learner.detection.targets import ground_truth_target
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import LoadedModel, load_model, load_tokenizer
+from learner.model.tiny import build_tiny
+from learner.packing.packer import Pack
+from learner.plan.step_plan import StepTotals
+
+DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
+PATCH_DIM = 3 * 2 * 16 * 16
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A loaded model with what is needed to make samples for it."""
+
+    loaded: LoadedModel
+    tokenizer: Any
+    vocabulary: CoordinateVocabulary
+
+    @property
+    def coordinate_ids(self) -> torch.Tensor:
+        return torch.tensor(self.vocabulary.coordinate_ids)
+
+    def sample(
+        self, seed: int, num_objects: int, grid: tuple[int, int, int] = (1, 8, 8), **weights: Any
+    ) -> TrainingSample:
+        """A made-up record with `num_objects` boxes on an image of noise."""
+        random = np.random.default_rng(seed)
+        corners = random.integers(0, 600, (num_objects, 2))
+        sides = random.integers(100, 380, (num_objects, 2))
+        objects = [
+            GroundTruthObject(DESCS[i % len(DESCS)], "bbox_2d", (*map(int, corner), *map(int, corner + side)))
+            for i, (corner, side) in enumerate(zip(corners, sides, strict=True))
+        ]
+        num_placeholders = grid[0] * grid[1] * grid[2] // self.loaded.merge_size**2
+        prompt = [
+            *self.tokenizer.encode("<|im_start|>user\n" + "look " * (seed % 3) + "<|vision_start|>"),
+            *[self.loaded.image_token_id] * num_placeholders,
+            *self.tokenizer.encode("<|vision_end|>List all objects.<|im_end|>\n<|im_start|>assistant\n"),
+        ]
+        target = ground_truth_target(f"made:{seed}", prompt, objects, self.vocabulary, **weights)
+        pixels = random.standard_normal((grid[0] * grid[1] * grid[2], PATCH_DIM)).astype(np.float32)
+        return TrainingSample(target, EncodedImage(pixels, grid, b""))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint, written once; treat it as read-only."""
+    folder = tmp_path_factory.mktemp("tiny")
+    build_tiny(folder, seed=1)
+    return folder
+
+
+@pytest.fixture
+def workbench_of(tiny_folder: Path) -> Callable[..., Workbench]:
+    """Load the tiny model afresh, in float32 unless `dtype` says otherwise."""
+
+    def load(attn_impl: str = "auto", dtype: str = "float32") -> Workbench:
+        loaded = load_model(str(tiny_folder), dtype=dtype, attn_impl=attn_impl, device="cpu")
+        tokenizer = load_tokenizer(str(tiny_folder))
+        return Workbench(loaded, tokenizer, CoordinateVocabulary.from_tokenizer(tokenizer))
+
+    return load
+
+
+@pytest.fixture
+def workbench(workbench_of: Callable[..., Workbench]) -> Workbench:
+    return workbench_of()
+
+
+def packed(*samples: TrainingSample, capacity: int = 4096) -> Pack[TrainingSample]:
+    return Pack(samples, sum(sample.num_tokens for sample in samples), capacity)
+
+
+def totals_of(*samples: TrainingSample) -> StepTotals:
+    return StepTotals(len(samples), max(1, sum(len(sample.target.boxes) for sample in samples)))
+
+
+@pytest.fixture
+def pack_of() -> Callable[..., Pack[TrainingSample]]:
+    return packed
+
+
+@pytest.fixture
+def step_totals_of() -> Callable[..., StepTotals]:
+    return totals_of

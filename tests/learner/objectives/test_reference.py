@@ -1,0 +1,177 @@
+"""Loss and gradient against loops that do everything the long way, with transformers' own forward."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from learner.losses.terms import LossWeights
+from learner.objectives.expectation import Expectation
+from learner.objectives.objective import LastPass, Objective
+from learner.objectives.rollout_matching import RolloutMatching
+from learner.objectives.supervised import Supervised
+from learner.packing.collate import Layout, collate
+
+WEIGHTS = LossWeights(coord_gate=0.7, coord_soft_ce=0.4, coord_w1=0.9, temperature=0.8, target_sigma=3.0)
+
+
+def plain_logits(bench: Any, sample: Any, embeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """All logits [tokens, vocabulary] of one target alone, by transformers' own forward; and its input embeddings."""
+    model, ids = bench.loaded.model, torch.tensor([sample.target.token_ids])
+    image = torch.from_numpy(sample.image.pixel_values)
+    grid = torch.tensor([sample.image.grid])
+    types = (ids == bench.loaded.image_token_id).int()
+    positions, _ = model.model.get_rope_index(ids, types, image_grid_thw=grid)
+    mask = ids == bench.loaded.image_token_id
+    vision = model.model.visual(image, grid_thw=grid, return_dict=True)
+    if embeds is None:
+        words = model.get_input_embeddings()(ids)
+        embeds = words.masked_scatter(mask[..., None], vision.pooler_output)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds,
+        position_ids=positions,
+        visual_pos_masks=mask,
+        deepstack_visual_embeds=vision.deepstack_features,
+    ).last_hidden_state
+    return model.lm_head(hidden)[0], embeds
+
+
+def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: LossWeights) -> Tensor:
+    """The step's loss, sample by sample, slot by slot."""
+    ids = bench.coordinate_ids
+    num_boxes = sum(len(sample.target.boxes) for sample in samples)
+    total = torch.zeros(())
+    for sample in samples:
+        scores, embeds = plain_logits(bench, sample)
+        for _ in range(num_passes - 1):
+            softened = embeds.clone()
+            for places, _ in sample.target.boxes:
+                for place in places:
+                    p = torch.softmax(scores[place - 1, ids] / weights.temperature, -1).detach()
+                    softened[0, place] = p @ bench.loaded.model.get_input_embeddings()(ids).detach()
+            scores, _ = plain_logits(bench, sample, softened)
+        target = sample.target
+        for place, weight in zip(target.ce_positions, target.ce_weights, strict=True):
+            ce = functional.cross_entropy(scores[place - 1], torch.tensor(target.token_ids[place]))
+            total = total + weight * ce / target.ce_denominator / len(samples)
+        for places, bins in target.boxes:
+            total = total + plain_box_loss(scores[[p - 1 for p in places]], bins, ids, weights) / num_boxes
+    return total
+
+
+def plain_box_loss(scores: Tensor, bins: tuple[int, ...], ids: Tensor, weights: LossWeights) -> Tensor:
+    p = torch.softmax(scores[:, ids] / weights.temperature, -1)
+    k = torch.arange(1000)
+    c, t = (p * k / 999).sum(-1), torch.tensor(bins) / 999
+    x1, x2 = sorted((c[0], c[2]))
+    y1, y2 = sorted((c[1], c[3]))
+    width = (torch.minimum(x2, t[2]) - torch.maximum(x1, t[0])).clamp(min=0)
+    height = (torch.minimum(y2, t[3]) - torch.maximum(y1, t[1])).clamp(min=0)
+    union = (x2 - x1) * (y2 - y1) + (t[2] - t[0]) * (t[3] - t[1]) - width * height
+    hull = (torch.maximum(x2, t[2]) - torch.minimum(x1, t[0])) * (torch.maximum(y2, t[3]) - torch.minimum(y1, t[1]))
+    giou = width * height / union - (hull - union) / hull
+    coordinate = torch.zeros(())
+    for slot, bin in enumerate(bins):
+        mass = torch.softmax(scores[slot], -1)[ids].sum()
+        gaussian = torch.exp(-((k - bin) ** 2) / (2 * weights.target_sigma**2))
+        soft = -(gaussian / gaussian.sum() * p[slot].log()).sum()
+        w1 = (p[slot].cumsum(0) - (k >= bin).float()).abs().sum() / 999
+        coordinate = coordinate - weights.coord_gate * mass.log()
+        coordinate = coordinate + weights.coord_soft_ce * soft + weights.coord_w1 * w1
+    return weights.bbox_l1 * (c - t).abs().mean() + weights.bbox_giou * (1 - giou) + coordinate / 4
+
+
+def gradients(bench: Any, loss: Tensor) -> dict[str, Tensor]:
+    bench.loaded.model.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in bench.loaded.model.named_parameters() if p.grad is not None}
+
+
+def packed_loss(bench: Any, objective: Objective, packs: Any, totals: Any, layout: Layout) -> Tensor:
+    batches = [
+        collate(
+            pack,
+            image_token_id=bench.loaded.image_token_id,
+            pad_token_id=bench.tokenizer.pad_token_id,
+            merge_size=bench.loaded.merge_size,
+            layout=layout,
+        )
+        for pack in packs
+    ]
+    return torch.stack([objective(bench.loaded, batch, totals).total for batch in batches]).sum()
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= tolerance * float(gradient.norm()), name
+
+
+def samples_of(bench: Any, **weights: Any) -> list[Any]:
+    """Five targets of unlike lengths; the last has no object, the one before it another image size."""
+    made = [bench.sample(seed, count, **weights) for seed, count in enumerate((3, 1, 2))]
+    return [*made, bench.sample(3, 2, grid=(1, 4, 8), **weights), bench.sample(4, 0, **weights)]
+
+
+@pytest.mark.parametrize("num_passes", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["rows", "flat"])
+def test_channel_a_equals_a_loop_with_full_logits_and_full_recompute(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, num_passes: int, layout: Layout
+) -> None:
+    ours, plain = workbench_of(), workbench_of("eager")
+    samples = samples_of(ours, desc_ce_weight=4.0)
+    objective = Expectation(LastPass(WEIGHTS, ours.coordinate_ids), num_passes)
+    loss = packed_loss(ours, objective, [pack_of(*samples)], step_totals_of(*samples), layout)
+    expected = plain_loss(plain, samples, num_passes, WEIGHTS)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(gradients(ours, loss), gradients(plain, expected))
+
+
+@pytest.mark.parametrize("attn_impl", ["auto", "sdpa", "eager"])
+def test_loss_and_gradient_do_not_depend_on_packing_or_order(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, attn_impl: str
+) -> None:
+    bench = workbench_of(attn_impl)
+    a, b, c, d, e = samples = samples_of(bench)
+    totals = step_totals_of(*samples)
+    objective = Expectation(LastPass(WEIGHTS, bench.coordinate_ids), 2)
+    layings: list[tuple[list[Any], Layout]] = [
+        ([pack_of(each) for each in samples], "rows"),
+        ([pack_of(*samples)], "rows"),
+        ([pack_of(*samples)], "flat"),
+        ([pack_of(e, c), pack_of(d), pack_of(b, a)], "flat"),
+        ([pack_of(d, a, c), pack_of(b, e)], "rows"),
+    ]
+    losses = [packed_loss(bench, objective, packs, totals, layout) for packs, layout in layings]
+    expected = gradients(bench, losses[0])
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0], rtol=1e-6, atol=1e-6)
+        assert_same_gradients(gradients(bench, loss), expected)
+
+
+@pytest.mark.parametrize("kind", [Supervised, RolloutMatching])
+def test_plain_teacher_forcing_is_the_expectation_with_one_pass(
+    workbench: Any, pack_of: Any, step_totals_of: Any, kind: type[Supervised]
+) -> None:
+    samples = samples_of(workbench, coord_ce_weight=1.0)
+    last_pass = LastPass(WEIGHTS, workbench.coordinate_ids)
+    packs, totals = [pack_of(*samples)], step_totals_of(*samples)
+    loss = packed_loss(workbench, kind(last_pass), packs, totals, "rows")
+    assert loss.equal(packed_loss(workbench, Expectation(last_pass, 1), packs, totals, "rows"))
+    torch.testing.assert_close(loss, plain_loss(workbench, samples, 1, WEIGHTS), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_compute_stays_close_and_leaves_float32_gradients(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any
+) -> None:
+    exact, fast = workbench_of(), workbench_of(dtype="bfloat16")
+    samples = samples_of(exact)
+    objective = Expectation(LastPass(WEIGHTS, exact.coordinate_ids), 2)
+    losses = [packed_loss(b, objective, [pack_of(*samples)], step_totals_of(*samples), "rows") for b in (exact, fast)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+    close = gradients(fast, losses[1])
+    assert all(gradient.dtype is torch.float32 for gradient in close.values())
+    assert_same_gradients(close, gradients(exact, losses[0]), tolerance=0.1)
