@@ -1,7 +1,7 @@
 """The synthetic data set: a few coloured shapes on a light background, `python -m learner.data.shapes --out DIR`.
 
-It writes `images/{train,val}/*.png`, `train.jsonl` and `val.jsonl`, `train_single.jsonl` (the records of train.jsonl with
-one object) and, when asked, `train_partial.jsonl`: the same images with objects left out of the annotations.
+It writes `images/{train,val}/*.png`, `train.jsonl` and `val.jsonl`, `train_single.jsonl` (the records of train.jsonl
+with one object) and, when asked, `train_partial.jsonl`: the same images with objects left out of the annotations.
 """
 
 import argparse

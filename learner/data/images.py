@@ -1,0 +1,131 @@
+"""Images on their way into the model: read once, oriented, resized once, cut into patches."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from learner.data.sample import EncodedImage
+from learner.detection.record import Record
+from shared.errors import ConfigError, DataError
+
+LARGEST_FILE_PX = 100_000_000
+"""Larger images are refused before a pixel of them is decoded."""
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PixelBounds:
+    """Smallest and largest image in pixels, both inclusive."""
+
+    min_pixels: int
+    max_pixels: int
+
+
+class ImageReader:
+    """Reads records' images for one checkpoint. Thread-safe: nothing changes after construction."""
+
+    def __init__(self, processor: Any, bounds: PixelBounds) -> None:
+        self._processor = processor
+        self._bounds = bounds
+        self.merge_size: int = processor.merge_size
+        self._side: int = processor.patch_size * processor.merge_size
+
+    @classmethod
+    def from_checkpoint(
+        cls, model: str | Path, max_pixels: int | None = None, min_pixels: int | None = None
+    ) -> "ImageReader":
+        """Load the image processor of a checkpoint; bounds that are not given are the processor's own.
+
+        Raises ConfigError when the bounds are wider than the processor's: a rollout server that loads the same
+        checkpoint would resize such an image a second time.
+        """
+        processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+        own = PixelBounds(processor.size["shortest_edge"], processor.size["longest_edge"])
+        chosen = PixelBounds(
+            own.min_pixels if min_pixels is None else min_pixels, own.max_pixels if max_pixels is None else max_pixels
+        )
+        if not own.min_pixels <= chosen.min_pixels <= chosen.max_pixels <= own.max_pixels:
+            raise ConfigError(
+                f"template.min_pixels {chosen.min_pixels} … template.max_pixels {chosen.max_pixels} must lie within "
+                f"{own.min_pixels} … {own.max_pixels}, the size in preprocessor_config.json of {model}; "
+                "narrow them, or widen that file for learner and servers alike"
+            )
+        return cls(processor, chosen)
+
+    def read(self, record: Record) -> EncodedImage:
+        """Read a record's image; blocks. Raises DataError when it cannot be used."""
+        path = Path(record.images[0])
+        image, lossless = _opened(path, record.record_id)
+        if image.size != (record.width, record.height):
+            raise DataError(
+                f"{record.record_id}: {path} is {image.width}x{image.height} px, "
+                f"but the record says {record.width}x{record.height}"
+            )
+        size = self.resized(record.width, record.height)
+        if image.size == size and lossless is not None:
+            return self._encoded(image, lossless)
+        if image.size != size:
+            image = image.resize(size, self._processor.resample)
+        return self._encoded(image, _png(image))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height in px that an image is resized to, which resizing again leaves as they are.
+
+        Raises DataError when the bounds hold no such size.
+        """
+        size = height, width
+        for _ in range(8):
+            try:
+                again = smart_resize(*size, self._side, self._bounds.min_pixels, self._bounds.max_pixels)
+            except ValueError as error:
+                raise DataError(f"an image of {width}x{height} px cannot be resized: {error}") from error
+            if again == size:
+                return again[1], again[0]
+            size = again
+        raise DataError(
+            f"an image of {width}x{height} px has no size in multiples of {self._side} px between template.min_pixels "
+            f"{self._bounds.min_pixels} and template.max_pixels {self._bounds.max_pixels}; widen them"
+        )
+
+    def grid_of(self, width: int, height: int) -> Grid:
+        """The grid (t, h, w) in patches of an image of this size in px, without reading it."""
+        resized_width, resized_height = self.resized(width, height)
+        patch_size = self._processor.patch_size
+        return 1, resized_height // patch_size, resized_width // patch_size
+
+    def num_tokens(self, grid: Grid) -> int:
+        """How many placeholder tokens stand for an image with this grid."""
+        return grid[0] * grid[1] * grid[2] // self.merge_size**2
+
+    def _encoded(self, image: Image.Image, png: bytes) -> EncodedImage:
+        features = self._processor(images=[image], do_resize=False, return_tensors="np")
+        pixel_values = np.ascontiguousarray(features["pixel_values"], dtype=np.float32)
+        t, h, w = features["image_grid_thw"][0].tolist()
+        return EncodedImage(pixel_values, (t, h, w), png)
+
+
+def _opened(path: Path, record_id: str) -> tuple[Image.Image, bytes | None]:
+    """An image as it is seen, in RGB, and its file when that holds exactly these pixels without loss."""
+    try:
+        file = path.read_bytes()
+        with Image.open(io.BytesIO(file)) as opened:
+            if opened.width * opened.height > LARGEST_FILE_PX:
+                raise DataError(f"{record_id}: {path} of {opened.size} px has more than {LARGEST_FILE_PX} pixels")
+            as_it_is = opened.format == "PNG" and opened.mode == "RGB" and not opened.getexif()
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{record_id}: {path} cannot be read: {error}") from error
+    return image, file if as_it_is else None
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()

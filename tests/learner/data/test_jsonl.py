@@ -1,0 +1,112 @@
+"""Training order: every record once an epoch, in an order that seed and epoch fix."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from learner.data.jsonl import Reading, RecordSource, line_number
+from learner.detection.record import RecordError
+from shared.errors import DataError
+
+BOX = {"desc": "cat", "bbox_2d": [2, 3, 20, 30]}
+POLY = {"desc": "dog", "poly": [1, 1, 9, 1, 9, 8]}
+
+
+def written(tmp_path: Path, objects: list[list[dict[str, Any]]]) -> Path:
+    """A JSONL file with one line a list of objects."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
+    lines = [{"images": ["image.png"], "width": 40, "height": 40, "objects": each} for each in objects]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def opened(path: Path, seed: int | None = 1, limit: int | None = None, **reading: Any) -> RecordSource:
+    return RecordSource.opened(path, Reading(**reading), seed=seed, limit=limit)[0]
+
+
+def ids(source: RecordSource, start: int, stop: int) -> list[str]:
+    return [source.record_at(cursor).record_id for cursor in range(start, stop)]
+
+
+def test_each_epoch_holds_every_record_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    source = opened(written(tmp_path, [[BOX]] * 12))
+    first, second = ids(source, 0, 12), ids(source, 12, 24)
+    assert sorted(first) == sorted(second) == sorted(f"train:{number}" for number in range(1, 13))
+    assert first != second
+
+
+def test_a_run_resumes_at_any_record(tmp_path: Path) -> None:
+    path = written(tmp_path, [[BOX]] * 7)
+    whole = ids(opened(path), 0, 30)
+    assert ids(opened(path), 17, 30) == whole[17:]
+    assert ids(opened(path, seed=2), 0, 30) != whole
+
+
+def test_without_a_seed_the_file_s_order_stays(tmp_path: Path) -> None:
+    source = opened(written(tmp_path, [[BOX]] * 3), seed=None)
+    assert ids(source, 0, 6) == ["train:1", "train:2", "train:3"] * 2
+    assert [record.record_id for record in source.in_file_order()] == ["train:1", "train:2", "train:3"]
+
+
+def test_a_limit_takes_the_first_good_records_and_keeps_their_ids(tmp_path: Path) -> None:
+    path = written(tmp_path, [[BOX], [{"desc": " ", "bbox_2d": [1, 1, 2, 2]}], [BOX], [BOX]])
+    path.write_text("\n" + path.read_text())
+    source = opened(path, limit=2, on_bad_record="skip")
+    assert sorted(ids(source, 0, 2)) == ["train:2", "train:4"]
+    assert line_number(source.record_at(0)) in (2, 4)
+
+
+def test_a_bad_record_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    path = written(tmp_path, [[BOX], [BOX, {"desc": "x", "bbox_2d": [5, 5, 5, 9]}]])
+    with pytest.raises(RecordError, match=r"train\.jsonl:2: object 1: .*x2 ≤ x1"):
+        opened(path)
+
+
+def test_skipped_records_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, [[BOX], [POLY], [{"desc": "", "bbox_2d": [1, 1, 2, 2]}]])
+    with caplog.at_level(logging.WARNING):
+        source, report = RecordSource.opened(path, Reading(on_bad_record="skip"), seed=0)
+    assert (source.num_records, report.records, [error.line for error in report.skipped]) == (1, 1, [2, 3])
+    assert len(caplog.records) == 2
+
+
+def test_a_polygon_is_refused_boxed_or_kept(tmp_path: Path) -> None:
+    path = written(tmp_path, [[BOX, POLY]])
+    with pytest.raises(RecordError, match=r"object 1: poly .*custom\.poly_as_bbox") as caught:
+        opened(path)
+    assert caught.value.object_index == 1
+    assert {item.kind for item in opened(path, polygons="as_bbox").record_at(0).objects} == {"bbox_2d"}
+    assert {item.kind for item in opened(path, polygons="keep").record_at(0).objects} == {"bbox_2d", "poly"}
+
+
+def test_objects_are_sorted_or_shuffled_anew_each_epoch(tmp_path: Path) -> None:
+    tops = {"f": 30, "b": 10, "d": 20, "a": 5, "c": 15, "e": 25}
+    objects = [{"desc": desc, "bbox_2d": [1, top, 9, top + 5]} for desc, top in tops.items()]
+    path = written(tmp_path, [objects])
+
+    def order(cursor: int, ordering: str) -> str:
+        return "".join(item.desc for item in opened(path, object_ordering=ordering).record_at(cursor).objects)
+
+    assert order(0, "sorted") == "abcdef"
+    shuffled = [order(cursor, "random") for cursor in range(4)]
+    assert shuffled == [order(cursor, "random") for cursor in range(4)]
+    assert len(set(shuffled)) > 1
+
+
+def test_filtering_leaves_out_records_and_refuses_to_leave_none(tmp_path: Path) -> None:
+    source = opened(written(tmp_path, [[], [BOX], [BOX, BOX]]), seed=None)
+    assert ids(source.filtered(lambda record: len(record.objects) < 2), 0, 2) == ["train:1", "train:2"]
+    with pytest.raises(DataError, match="none of its 3 records"):
+        source.filtered(lambda record: False)
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.jsonl: .*has no record"):
+        opened(path)
