@@ -1,0 +1,245 @@
+"""A run of the real supervisor, in a process of its own, over small stand-ins for server and learner."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+CONFIG = """
+global_max_length: 256
+model: {model: tiny}
+training: {output_dir: RUN_DIR}
+custom:
+  trainer_variant: stage2_ab_training
+  train_jsonl: train.jsonl
+  extra:
+    stage2_ab: {schedule: {pattern: [B]}}
+    rollout_matching: {rollout_backend: hf, max_new_tokens: 64}
+"""
+
+SUPERVISE = """
+import sys
+from compose import cli, supervisor
+real = supervisor.run_supervised
+cli.run_supervised = lambda launch: real(
+    launch, supervisor.Work(module="fake_learner"), server_module="fake_server")
+supervisor.SERVER_GRACE_S = 1.0
+cli.main()
+"""
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie that waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(happened: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@dataclass
+class Supervised:
+    """One started supervisor and the folder it writes to."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    told: str = field(default="", init=False)
+
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def pids(self) -> list[int]:
+        """Everything that reported its pid, grandchildren too."""
+        names = [path.stem for path in self.folder.glob("*.log")]
+        return [int(pid) for name in names for pid in re.findall(r"^pid (\d+)", self.log(name), re.MULTILINE)]
+
+    def end(self, timeout_s: float = 20.0) -> int:
+        self.told = self.process.communicate(timeout=timeout_s)[0]
+        return self.process.returncode
+
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `boxloop up` on a CPU with `key=value` arguments; environment by keyword."""
+    started: list[Supervised] = []
+
+    def run(*arguments: str, **environment: str) -> Supervised:
+        folder = tmp_path / "run"
+        config = tmp_path / "config.yaml"
+        config.write_text(CONFIG.replace("RUN_DIR", str(folder)))
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                SUPERVISE,
+                "up",
+                f"config={config}",
+                "server_port=0",
+                "wait_interval=0.1",
+                *arguments,
+            ],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(Supervised(process, folder))
+        return started[-1]
+
+    yield run
+    for supervised in started:
+        left = [pid for pid in supervised.pids() if is_running(pid)]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        if supervised.process.poll() is None:
+            supervised.process.kill()
+            supervised.process.wait()
+
+
+def stopped_at(text: str) -> float:
+    return float(re.findall(r"^stopped ([\d.]+)", text, re.MULTILINE)[0])
+
+
+def assert_nothing_is_left(run: Supervised, at_least: int) -> None:
+    pids = run.pids()
+    assert len(pids) >= at_least
+    wait_for(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_a_run_that_ends_well_gives_0_and_leaves_nothing(start: Start) -> None:
+    run = start("training.seed=7", HTTP_PROXY="http://proxy.invalid:1", FAKE_SECONDS="0.3")
+    assert run.end() == 0, run.told
+    learner = run.log("learner")
+    address = re.findall(r"servers=(\[.*?\])", learner)[0]
+    port = re.findall(r"--port (\d+)", run.log("server-0"))[0]
+    assert yaml.safe_load(address) == [{"base_url": f"http://127.0.0.1:{port}"}]
+    roots = re.findall(r"sync\.weights_root=(\S+)", learner + run.log("server-0"))
+    assert len(roots) == 2
+    assert len(set(roots)) == 1
+    assert "proxy None" in learner
+    assert int(re.findall(r"token (\d+)", learner)[0]) >= 32
+    assert "a warning" in learner
+    assert "a warning" in run.told
+    assert yaml.safe_load((run.folder / "config.resolved.yaml").read_text())["training"]["seed"] == 7
+    assert_nothing_is_left(run, at_least=3)
+
+
+def test_several_servers_share_the_gpus_and_stop_in_reverse_order(start: Start) -> None:
+    run = start("server_gpus=0,1", "train_gpus=2", FAKE_SECONDS="30", OMP_NUM_THREADS="1")
+    wait_for(lambda: "argv" in run.log("learner"))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 143, run.told
+    times = [stopped_at(run.log(name)) for name in ("learner", "server-1", "server-0")]
+    assert times == sorted(times)
+    assert_nothing_is_left(run, at_least=5)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_waiting_for_the_servers_ends_everything(start: Start, number: int, code: int) -> None:
+    run = start(FAKE_SERVER="never_ready")
+    wait_for(lambda: len(run.pids()) == 2)
+    run.process.send_signal(number)
+    assert run.end() == code, run.told
+    assert_nothing_is_left(run, at_least=2)
+
+
+def test_a_killed_supervisor_takes_its_children_along(start: Start) -> None:
+    run = start(FAKE_SECONDS="60")
+    wait_for(lambda: len(run.pids()) == 3)
+    run.process.kill()
+    run.process.wait()
+    assert_nothing_is_left(run, at_least=3)
+
+
+def test_a_server_that_ignores_sigterm_is_killed_with_its_group(start: Start) -> None:
+    run = start(FAKE_SERVER="deaf")
+    assert run.end() == 0, run.told
+    assert_nothing_is_left(run, at_least=3)
+
+
+def test_a_server_that_is_never_ready_gives_3_and_says_what_it_waits_for(start: Start) -> None:
+    run = start("wait_timeout=1.5", FAKE_SERVER="never_ready")
+    assert run.end() == 3, run.told
+    assert "server-0: waiting for engine (loading)" in run.told
+    assert "wait_timeout" in run.told
+    assert not run.log("learner")
+    assert_nothing_is_left(run, at_least=2)
+
+
+def test_a_server_that_dies_at_start_gives_3_and_the_end_of_its_log(start: Start) -> None:
+    run = start(FAKE_SERVER="dies_at_start")
+    assert run.end() == 3, run.told
+    assert "the model folder is empty" in run.told
+    assert "server-0.log" in run.told
+
+
+def test_a_server_that_dies_while_training_gives_1_and_the_end_of_its_log(start: Start) -> None:
+    run = start(FAKE_SERVER="dies_later", FAKE_SECONDS="60")
+    assert run.end() == 1, run.told
+    assert "server-0 died with code 9" in run.told
+    assert "out of memory" in run.told
+    assert_nothing_is_left(run, at_least=3)
+
+
+@pytest.mark.parametrize(("code", "expected"), [("1", 1), ("2", 2), ("77", 1)])
+def test_a_learner_that_fails_decides_the_exit_code(start: Start, code: str, expected: int) -> None:
+    run = start(FAKE_CODE=code)
+    assert run.end() == expected, run.told
+    assert "learner.log" in run.told
+    assert_nothing_is_left(run, at_least=3)
+
+
+def test_a_taken_port_is_told_before_anything_starts(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = start(f"server_port={port}")
+        assert run.end() == 2, run.told
+    assert f"127.0.0.1:{port}" in run.told
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["custom.extra.rollout_matching.vllm.server.servers=[{base_url: http://a:1}, {base_url: http://b:1}]"],
+            "names 2",
+        ),
+        (["server_gpus=0,1,2", "server_tp=2"], "give a multiple"),
+        (["max_restarts=3"], "not restarted yet"),
+        (["training.sed=1"], "did you mean `training.seed`"),
+        (["wait_timeout=soon"], "wait_timeout=soon"),
+    ],
+)
+def test_wrong_arguments_give_2(start: Start, arguments: list[str], said: str) -> None:
+    run = start(*arguments)
+    assert run.end() == 2, run.told
+    assert said in run.told
+    assert "Traceback" not in run.told
