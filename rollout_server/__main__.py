@@ -13,10 +13,12 @@ from typing import NoReturn
 from rollout_server.launch import bound_socket, serve, settings_from
 from shared.config.load import load_config
 from shared.errors import BoxloopError
+from shared.lifeline import end_with_parent
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until a signal ends the process; returns the exit code of a start that failed."""
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     options = _parser().parse_args(arguments)

@@ -38,7 +38,8 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
     for a directory without a model or for a model of another kind.
     """
     # Imported here so that the server answers its probes while these seconds pass.
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
     from transformers.utils import logging
 
@@ -58,7 +59,7 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
         )
         return Checkpoint(
             model=model.to(device).eval(),
-            image_processor=AutoImageProcessor.from_pretrained(settings.model, backend="pil", **given),
+            image_processor=Qwen2VLImageProcessorPil.from_pretrained(settings.model, **given),
             tokenizer=AutoTokenizer.from_pretrained(settings.model),
         )
     except (OSError, ValueError) as error:

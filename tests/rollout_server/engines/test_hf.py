@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from rollout_server.engines.base import EngineAnswer, EngineRequest
+from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest
 from rollout_server.engines.hf import HfEngine
 from rollout_server.engines.hf_prompt import PromptBuilder
 from rollout_server.settings import ServerSettings, limits_for
@@ -55,7 +56,7 @@ class Reference:
 
     def __init__(self, checkpoint: Path) -> None:
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.prompts = PromptBuilder(self.model, processor, limits_for(512, 1))
 
     def answer(self, request: EngineRequest) -> tuple[int, ...]:
@@ -176,10 +177,12 @@ async def test_a_tied_head_is_named_as_tied(checkpoint) -> None:
 
 
 async def test_an_image_that_would_be_resized_is_refused(checkpoint, prompts, image) -> None:
-    huge = EngineRequest("huge", prompts.ids(), (image(0, 4096, 4096),), prompts.sampling())
-    async with started(checkpoint) as engine, aclosing(engine.generate([huge])) as results:
+    large = EngineRequest("large", prompts.ids(), (image(0, 640, 640),), prompts.sampling())
+    async with started(checkpoint) as engine, aclosing(engine.generate([large])) as results:
         failure = await anext(results)
-    assert failure.code in {"bad_image", "prompt_too_long"}
+    assert isinstance(failure, EngineFailure)
+    assert failure.code == "bad_image"
+    assert "resize 640×640" in failure.message
 
 
 async def test_an_error_in_decoding_ends_the_engine_and_every_open_call(checkpoint, requests) -> None:
