@@ -71,6 +71,7 @@ def _mount_rollouts(
     app: FastAPI, engine: Engine, settings: ServerSettings, admission: Admission, weights: WeightService
 ) -> None:
     streams: dict[str, BatchStream] = {}
+    app.state.streams = streams
 
     @app.post("/rollouts")
     async def rollouts(request: Request) -> Response:

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from rollout_server.app import create_app
 from rollout_server.canary import check_canary
@@ -107,21 +108,30 @@ def build_engine(settings: ServerSettings) -> Engine:
     return ScriptedEngine(settings)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn that cuts open streams when it is told to end, instead of waiting for them."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for stream in list(self._app.state.streams.values()):
+            stream.cut()
+        await super().shutdown(sockets)
+
+
 async def serve(settings: ServerSettings, listener: socket.socket) -> None:
     """Answer probes at once and rollouts when the engine has started, until a signal ends the process.
 
     Raises BoxloopError when the engine cannot start.
     """
     engine = build_engine(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(engine, settings),
-            lifespan="off",
-            log_level="warning",
-            timeout_graceful_shutdown=GRACE_S,
-            timeout_keep_alive=75,
-        )
+    app = create_app(engine, settings)
+    config = uvicorn.Config(
+        app, lifespan="off", log_level="warning", timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75
     )
+    server = _Server(config, app)
     try:
         async with task_group() as tasks:
             tasks.start_soon(_start, engine, settings)

@@ -57,12 +57,14 @@ class BatchStream(Response):
         self._accepted_at = time.monotonic()
         self._unanswered = {sample.uid for sample in batch.samples}
         self._lines_in, self._lines = anyio.create_memory_object_stream[AnyLine](max_buffer_size=len(batch.samples))
+        self._life = anyio.CancelScope()
         self._decoding = anyio.CancelScope()
         self._finished = self._failed = self._generated_tokens = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with anyio.move_on_after(self._settings.max_stream_s):
+            with self._life:
+                self._life.deadline = anyio.current_time() + self._settings.max_stream_s
                 async with task_group() as tasks:
                     tasks.start_soon(self._decode)
                     tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
@@ -75,6 +77,10 @@ class BatchStream(Response):
         """End what is still being decoded, each sample by an error line; returns how many there were."""
         self._decoding.cancel()
         return len(self._unanswered)
+
+    def cut(self) -> None:
+        """End the stream without a footer, so that its client asks elsewhere for what it lacks."""
+        self._life.cancel()
 
     async def _decode(self) -> None:
         with self._lines_in:

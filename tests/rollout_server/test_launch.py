@@ -142,6 +142,26 @@ def test_a_signal_ends_the_process_at_once_whatever_it_is_doing(
 
 
 @pytest.mark.slow
+def test_a_signal_cuts_open_streams_so_that_clients_ask_elsewhere_at_once(
+    config_file: Path, tmp_path: Path, prompts
+) -> None:
+    script = tmp_path / "script.json"
+    script.write_text('{"faults": {"h": "hang"}}')
+    process = Process(config_file, "--engine", "scripted", "--script", str(script))
+    url = "http://" + process.wait_for("listening").split()[-1]
+    process.wait_for("ready")
+    body = prompts.batch("h").model_dump_json()
+    with httpx.stream("POST", f"{url}/rollouts", content=body, trust_env=False) as response:
+        lines = response.iter_lines()
+        assert "header" in next(lines)
+        process.popen.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+    assert process.popen.wait(2) == 143
+    assert "Traceback" not in process.popen.communicate()[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
