@@ -1,7 +1,6 @@
 """Judges the entries of an answer: a prediction, or dropped with a reason."""
 
 import re
-from collections import Counter
 
 from learner.detection.prediction import DropReason, Notice, Place, Prediction
 from learner.detection.scanner import Entry, Field, string_value
@@ -29,14 +28,15 @@ _BIN_OF_MARK = {chr(COORDINATE_MARK + bin): bin for bin in range(NUM_BINS)}
 class Entries:
     """The entries of one answer, added in their order.
 
-    `coordinate_positions` are the places of all coordinate tokens fed so far; entries use them up in order.
+    `coordinate_positions` are the places of all coordinate tokens fed so far; entries use them up in order. `dropped`
+    and `notices` list the names of `DropReason` and `Notice`.
     """
 
     def __init__(self, kinds: frozenset[str]) -> None:
         self.coordinate_positions: list[int] = []
         self.predictions: list[Prediction] = []
-        self.dropped: Counter[str] = Counter()
-        self.notices: Counter[str] = Counter()
+        self.dropped: list[str] = []
+        self.notices: list[str] = []
         self._kinds = kinds
         self._num_coordinates = 0
         self._end = 0
@@ -50,7 +50,7 @@ class Entries:
         return not self.predictions and not self.dropped
 
     def drop(self, reason: DropReason) -> None:
-        self.dropped[reason.name] += 1
+        self.dropped.append(reason.name)
 
     def add_as_written(self, match: re.Match[str], offset: int) -> bool:
         """Add a match of `FIRST_AS_WRITTEN` or `NEXT_AS_WRITTEN` in text that begins at `offset` of the answer.
@@ -142,11 +142,11 @@ class Entries:
                 return self.drop(DropReason.degenerate)
             if x1 > x2 or y1 > y2:
                 bins, positions = _sorted_corners(bins, positions)
-                self.notices[Notice.reversed.name] += 1
+                self.notices.append(Notice.reversed.name)
         elif len(bins) < 6 or len(bins) % 2:
             return self.drop(DropReason.arity)
         if self._is_repeated:
-            self.notices[Notice.duplicate_key.name] += 1
+            self.notices.append(Notice.duplicate_key.name)
         self.predictions.append(Prediction(index, desc, kind, bins, positions, place))
         return None
 

@@ -4,7 +4,6 @@ A rollout is turned into marked text (vocabulary.py). Its entries are recognised
 same: an expression for entries in the answer format's own spacing, and the JSON scanner for everything else.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,6 @@ from learner.detection.scanner import Invalid, Unfinished, scan_entry, skip_spac
 from learner.detection.vocabulary import IM_END, STOP, CoordinateVocabulary
 
 __all__ = ["DropReason", "Notice", "ParsedRollout", "Place", "Prediction", "RolloutParser", "parse_rollout"]
-
-_END = re.compile(f"{STOP}|{re.escape(IM_END)}")
-_PARTIAL_END = re.compile("(?:" + "|".join(re.escape(IM_END[:size]) for size in range(len(IM_END) - 1, 0, -1)) + r")\Z")
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def parse_rollout(
     Geometries that are not in `kinds` are dropped. Never raises, whatever the ids.
     """
     parser = RolloutParser(vocabulary, kinds)
-    parser.feed(token_ids)
+    parser.take(token_ids)
     return parser.finish(finish_reason)
 
 
@@ -74,7 +70,7 @@ class _Phase(Enum):
     MALFORMED = "anything: this is no answer"
 
 
-_INSIDE = frozenset({_Phase.FIRST, _Phase.ENTRY, _Phase.SEPARATOR})
+_INSIDE = (_Phase.FIRST, _Phase.ENTRY, _Phase.SEPARATOR)
 
 
 class RolloutParser:
@@ -96,7 +92,13 @@ class RolloutParser:
         self._entries = Entries(frozenset(kinds))
 
     def feed(self, token_ids: Iterable[int]) -> None:
-        """Take the next generated ids."""
+        """Take the next generated ids, and parse what can be parsed."""
+        self.take(token_ids)
+        if self._num_waiting >= len(self._text):
+            self._scan(is_last=False)
+
+    def take(self, token_ids: Iterable[int]) -> None:
+        """Take the next generated ids, and leave them to a later `feed` or `finish`."""
         if self._ended:
             return
         token_ids = list(token_ids)
@@ -106,14 +108,12 @@ class RolloutParser:
         text = self._vocabulary.marked_text(token_ids)
         self._waiting.append(text)
         self._num_waiting += len(text)
-        if self._num_waiting >= len(self._text):
-            self._scan(is_last=False)
 
     def finish(self, finish_reason: str | None = None) -> ParsedRollout:
         """The result, once all ids were fed. `finish_reason` is the server's; "length" means cut off."""
         self._scan(is_last=True)
         truncated = finish_reason == "length" or self._phase in _INSIDE
-        if self._phase in (_Phase.MALFORMED, _Phase.OPENING):
+        if self._phase is _Phase.MALFORMED or self._phase is _Phase.OPENING:
             return ParsedRollout(truncated=truncated, malformed=True)
         entries = self._entries
         last = entries.predictions[-1] if entries.predictions else None
@@ -121,8 +121,8 @@ class RolloutParser:
             predictions=tuple(entries.predictions),
             prefix_token_ids=tuple(self._token_ids[: max(last.positions) + 1]) if last else (),
             next_index=last.place.next_index if last else 1,
-            dropped=entries.dropped,
-            notices=entries.notices,
+            dropped=Counter(entries.dropped),
+            notices=Counter(entries.notices),
             truncated=truncated,
             empty=self._phase is _Phase.CLOSED and entries.is_empty,
         )
@@ -131,16 +131,22 @@ class RolloutParser:
         """Use up what has arrived, as far as it can be told what it is."""
         text = "".join((self._text, *self._waiting))
         self._waiting, self._num_waiting = [], 0
-        held_back = ""
-        if end := _END.search(text):
-            text, self._ended = text[: end.start()], True
-        elif not is_last and (partial := _PARTIAL_END.search(text, max(0, len(text) - len(IM_END)))):
-            text, held_back = text[: partial.start()], partial.group()
+        text, held_back = self._until_end(text, is_last)
         used = self._advance(text)
         if is_last and self._phase in (_Phase.FIRST, _Phase.ENTRY) and text[used:].strip():
             self._entries.drop(DropReason.incomplete)
         self._text = text[used:] + held_back
         self._offset += used
+
+    def _until_end(self, text: str, is_last: bool) -> tuple[str, str]:
+        """The text before the answer's end, and what may yet turn out to be the beginning of one."""
+        if STOP in text or IM_END in text:
+            self._ended = True
+            return text.partition(STOP)[0].partition(IM_END)[0], ""
+        last_angle = text.rfind(IM_END[0], max(0, len(text) - len(IM_END)))
+        if is_last or last_angle < 0 or not IM_END.startswith(text[last_angle:]):
+            return text, ""
+        return text[:last_angle], text[last_angle:]
 
     def _advance(self, text: str) -> int:
         """Go from phase to phase until the text ends or an entry is unfinished; the number of characters used up."""
@@ -159,7 +165,9 @@ class RolloutParser:
 
     def _entries_as_written(self, text: str, at: int) -> int:
         """Take as many entries as are written in the answer format's own spacing."""
-        pattern = NEXT_AS_WRITTEN if self._phase is _Phase.SEPARATOR else FIRST_AS_WRITTEN
+        pattern = NEXT_AS_WRITTEN
+        if self._phase is not _Phase.SEPARATOR:
+            at, pattern = skip_space(text, at), FIRST_AS_WRITTEN
         while match := pattern.match(text, at):
             if not self._entries.add_as_written(match, self._offset):
                 break

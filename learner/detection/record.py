@@ -1,13 +1,15 @@
 """Records: what a JSONL line says about an image, checked and quantised (docs/data.md)."""
 
-import json
 import logging
 import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+
+import orjson
 
 from learner.detection.geometry import bins_of_px, bounding_box, widened
 from learner.detection.vocabulary import NUM_BINS
@@ -82,7 +84,7 @@ def read_records(
     *,
     coordinate_space: CoordinateSpace = "px",
     on_bad_record: Literal["error", "skip"] = "error",
-    special_texts: Collection[str] = (),
+    special_texts: frozenset[str] = frozenset(),
     check_images: bool = True,
     report: ReadReport | None = None,
 ) -> Iterator[Record]:
@@ -124,7 +126,7 @@ def read_record(
     number: int,
     *,
     coordinate_space: CoordinateSpace = "px",
-    special_texts: Collection[str] = (),
+    special_texts: frozenset[str] = frozenset(),
     check_images: bool = True,
     report: ReadReport | None = None,
 ) -> Record:
@@ -171,10 +173,10 @@ def ordered(
 
 def _json_object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode("utf-8").strip())
+        value = orjson.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _Broken(f"bad UTF-8: byte {line[error.start]:#04x} at byte {error.start}") from None
-    except json.JSONDecodeError as error:
+    except orjson.JSONDecodeError as error:
         raise _Broken(f"bad JSON: {error.msg} at character {error.pos}") from None
     if not isinstance(value, dict):
         raise _Broken(f"bad JSON: the line is {_shown(value)}, not an object")
@@ -186,7 +188,7 @@ def _record_of(
     path: Path,
     number: int,
     coordinate_space: CoordinateSpace,
-    special_texts: Collection[str],
+    special_texts: frozenset[str],
     check_images: bool,
     report: ReadReport,
 ) -> Record:
@@ -261,7 +263,7 @@ class _Reader:
     width: int
     height: int
     coordinate_space: CoordinateSpace
-    special_texts: Collection[str]
+    special_texts: frozenset[str]
     report: ReadReport
 
     def read(self, entry: Any) -> GroundTruthObject:
@@ -285,10 +287,8 @@ class _Reader:
             raise _Broken(f"desc must be a non-blank string, got {_shown(desc)}")
         if found := _CONTROL.search(desc):
             raise _Broken(f"desc {desc!r} has the control character {found.group()!r}")
-        if any("\ud800" <= character <= "\udfff" for character in desc):
-            raise _Broken(f"desc {desc!r} has half of a surrogate pair")
-        if special := next((text for text in self.special_texts if text in desc), None):
-            raise _Broken(f"desc {desc!r} has the text of the special token {special}")
+        if self.special_texts and (found := _any_of(self.special_texts).search(desc)):
+            raise _Broken(f"desc {desc!r} has the text of the special token {found.group()}")
         return desc
 
     def _bins(self, kind: Kind, values: Any) -> tuple[int, ...]:
@@ -320,7 +320,7 @@ class _Reader:
             if not all(isinstance(value, int) and 0 <= value < NUM_BINS for value in values):
                 raise _Broken(f"{kind} {values}: norm1000 takes whole numbers 0..999")
             return values, True
-        return [self._inside(kind, value, "y" if place % 2 else "x") for place, value in enumerate(values)], False
+        return values, False
 
     def _inside(self, kind: Kind, value: float, axis: str) -> float:
         """A pixel value, clamped to the image when it is at most 1 px outside."""
@@ -333,14 +333,20 @@ class _Reader:
         return min(max(value, 0), size)
 
     def _quantised(self, kind: Kind, numbers: list[float]) -> tuple[int, ...]:
-        bins = bins_of_px(numbers, self.width, self.height)
+        inside = [self._inside(kind, value, "y" if place % 2 else "x") for place, value in enumerate(numbers)]
+        bins = bins_of_px(inside, self.width, self.height)
         if kind == "poly" or (bins[0] < bins[2] and bins[1] < bins[3]):
             return bins
         self.report.widened += 1
         return widened(bins)
 
 
+@lru_cache(maxsize=8)
+def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+
+
 def _shown(value: Any) -> str:
     """A value for an error message, shortened."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"

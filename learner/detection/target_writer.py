@@ -18,7 +18,7 @@ from learner.detection.serialize import (
     Describable,
     open_object,
 )
-from learner.detection.vocabulary import IM_END, CoordinateVocabulary
+from learner.detection.vocabulary import CoordinateVocabulary
 
 OPEN_ANSWER = "{"
 _STRUCTURE, _DESC = b"\1", b"\2"
@@ -64,7 +64,8 @@ def stretches_between(
         before, desc, after = open_object(index, item.desc, item.kind)
         yield stretch_of(vocabulary, lead + separator + before, desc, after)
         lead, separator = CLOSE_OBJECT, SEPARATOR
-    yield stretch_of(vocabulary, lead + CLOSE_ANSWER + IM_END)
+    # The stop token by its id: text could come out as an added token that ends in it, at which no server stops.
+    yield Stretch((*stretch_of(vocabulary, lead + CLOSE_ANSWER).token_ids, vocabulary.im_end_id))
 
 
 def answer_weight(

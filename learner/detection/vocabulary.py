@@ -7,7 +7,7 @@ over two tokens joins again), and each coordinate token is a single character ab
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -46,11 +46,11 @@ class CoordinateVocabulary:
     desc, because they would be encoded as the tokens they name.
     """
 
-    coordinate_ids: tuple[int, ...]
+    coordinate_ids: tuple[int, ...] = field(repr=False)
     im_end_id: int
     stop_ids: frozenset[int]
-    special_texts: frozenset[str]
-    tokenizer: Any
+    special_texts: frozenset[str] = field(repr=False)
+    tokenizer: Any = field(repr=False)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> "CoordinateVocabulary":

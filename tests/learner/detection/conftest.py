@@ -1,7 +1,6 @@
 """Tokenizers to parse and encode with: small byte-level BPE, trained here, in three variants."""
 
 import random
-from functools import cache
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,12 +43,24 @@ def _enlarged(tokenizer: Tokenizer, alphabet: list[str], size: int) -> models.BP
     return models.BPE(vocab=vocab, merges=[])
 
 
-@cache
-def vocabulary_of(variant: str) -> CoordinateVocabulary:
-    """A vocabulary by the name of its tokenizer: "plain" or "fused"."""
-    return CoordinateVocabulary.from_tokenizer(build_tokenizer(FUSED if variant == "fused" else ()))
+@pytest.fixture(scope="session")
+def plain_vocabulary() -> CoordinateVocabulary:
+    return CoordinateVocabulary.from_tokenizer(build_tokenizer())
 
 
-@pytest.fixture(params=["plain", "fused"])
-def vocabulary(request: pytest.FixtureRequest) -> CoordinateVocabulary:
-    return vocabulary_of(request.param)
+@pytest.fixture(scope="session")
+def fused_vocabulary() -> CoordinateVocabulary:
+    return CoordinateVocabulary.from_tokenizer(build_tokenizer(FUSED))
+
+
+@pytest.fixture(scope="session", params=["plain", "fused"])
+def vocabulary(
+    request: pytest.FixtureRequest, plain_vocabulary: CoordinateVocabulary, fused_vocabulary: CoordinateVocabulary
+) -> CoordinateVocabulary:
+    """Both ways to tokenize the answer format."""
+    return plain_vocabulary if request.param == "plain" else fused_vocabulary
+
+
+@pytest.fixture(scope="session")
+def large_tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(num_synthetic=150_000)

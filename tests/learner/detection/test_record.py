@@ -1,0 +1,198 @@
+"""Records are read as they stand or refused with file, line, object, rule and value."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from learner.detection.record import GroundTruthObject, ReadReport, Record, RecordError, as_boxes, ordered, read_records
+
+CAT = {"desc": "cat", "bbox_2d": [10, 20, 110, 220]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (200, 400)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def write(folder: Path, *records: Any) -> Path:
+    path = folder / "train.jsonl"
+    path.write_bytes(
+        b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in records)
+    )
+    return path
+
+
+def record(*objects: Any, **changes: Any) -> dict[str, Any]:
+    return {"images": ["a.png"], "width": 200, "height": 400, "objects": list(objects), **changes}
+
+
+def test_a_record_is_read_with_its_bins_and_resolved_image(folder: Path) -> None:
+    poly = {"desc": "猫", "poly": [0, 0, 200, 0, 100, 400], "poly_points": 3}
+    path = write(folder, record(CAT, poly, metadata={"k": [1]}, summary="two", messages=[]))
+    assert list(read_records(path)) == [
+        Record(
+            record_id="train:1",
+            images=(str(folder / "a.png"),),
+            width=200,
+            height=400,
+            objects=(
+                GroundTruthObject("cat", "bbox_2d", (50, 50, 549, 549)),
+                GroundTruthObject("猫", "poly", (0, 0, 999, 0, 500, 999)),
+            ),
+            metadata={"k": [1]},
+        )
+    ]
+
+
+def test_ids_are_line_numbers_and_blank_lines_count(folder: Path) -> None:
+    path = write(folder, record(), b"\n", b"  \n", record(CAT))
+    assert [item.record_id for item in read_records(path)] == ["train:1", "train:4"]
+
+
+def test_reading_is_lazy(folder: Path) -> None:
+    records = read_records(write(folder, record(CAT), b"{"))
+    assert next(records).record_id == "train:1"
+    with pytest.raises(RecordError):
+        next(records)
+
+
+def test_coordinate_tokens_and_norm1000_are_bins(folder: Path) -> None:
+    tokens = {"desc": "cat", "bbox_2d": [f"<|coord_{bin}|>" for bin in (0, 7, 12, 999)]}
+    bare = {"desc": "cat", "bbox_2d": [0, 7, 12, 999]}
+    for space, item in (("px", tokens), ("norm1000", tokens), ("norm1000", bare)):
+        (read,) = read_records(write(folder, record(item)), coordinate_space=space)  # type: ignore[arg-type]
+        assert read.objects[0].bins == (0, 7, 12, 999)
+
+
+def test_values_within_a_pixel_of_the_image_are_clamped_and_counted(folder: Path) -> None:
+    report = ReadReport()
+    path = write(folder, record({"desc": "cat", "bbox_2d": [-0.9, -1, 201, 400.5]}))
+    assert next(read_records(path, report=report)).objects[0].bins == (0, 0, 999, 999)
+    assert (report.clamped, report.widened, report.records) == (4, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("box", "bins"),
+    [
+        ([10, 20, 10.01, 220], (50, 50, 51, 549)),
+        ([199.99, 399.99, 200, 400], (998, 998, 999, 999)),
+        ([200, 0, 201, 9], (998, 0, 999, 22)),
+    ],
+)
+def test_a_box_without_extent_in_bins_is_widened_and_counted(
+    folder: Path, box: list[float], bins: tuple[int, ...]
+) -> None:
+    report = ReadReport()
+    (read,) = read_records(write(folder, record({"desc": "cat", "bbox_2d": box})), report=report)
+    assert read.objects[0].bins == bins
+    assert report.widened == 1
+
+
+BAD_OBJECTS = [
+    ({"desc": "cat", "bbox": [1, 2, 3, 4]}, "unknown geometry.*'bbox', 'desc'"),
+    ({"desc": "cat"}, "unknown geometry"),
+    ({**CAT, "poly": [1, 2, 3, 4, 5, 6]}, "both geometries"),
+    ({"desc": "cat", "bbox_2d": [1, 2, 3]}, "wrong arity.*got 3"),
+    ({"desc": "cat", "poly": [1, 2, 3, 4]}, "wrong arity.*got 4"),
+    ({"desc": "cat", "poly": [1, 2, 3, 4, 5, 6, 7]}, "wrong arity.*got 7"),
+    ({"desc": "cat", "bbox_2d": "1 2 3 4"}, "must be a list"),
+    ({"desc": "cat", "bbox_2d": [30, 2, 30, 4]}, "x2 ≤ x1.*30 ≤ 30"),
+    ({"desc": "cat", "bbox_2d": [3, 40, 30, 4]}, "y2 ≤ y1.*4 ≤ 40"),
+    ({"desc": "cat", "bbox_2d": ["<|coord_9|>", "<|coord_9|>", "<|coord_5|>", "<|coord_99|>"]}, "x2 ≤ x1.*5 ≤ 9"),
+    ({"desc": "cat", "bbox_2d": [0, 0, 201.5, 4]}, r"x = 201.5 is outside the image \(0..200 px\)"),
+    ({"desc": "cat", "bbox_2d": [0, -2, 20, 4]}, "y = -2 is outside"),
+    ({"desc": "cat", "poly": [0, 0, 20, 402, 5, 5]}, "y = 402 is outside"),
+    ({"desc": "cat", "bbox_2d": [0, "<|coord_9|>", 20, 30]}, "all numbers or all coordinate tokens"),
+    ({"desc": "cat", "bbox_2d": [True, 0, 20, 30]}, "all numbers"),
+    ({"desc": "cat", "bbox_2d": ["<|coord_1000|>"] * 4}, "not a coordinate token"),
+    ({"desc": "cat", "bbox_2d": ["<|coord_01|>"] * 4}, "not a coordinate token"),
+    ({"desc": " ", "bbox_2d": [0, 0, 20, 30]}, "non-blank string, got ' '"),
+    ({"bbox_2d": [0, 0, 20, 30]}, "non-blank string, got None"),
+    ({"desc": "a\tb", "bbox_2d": [0, 0, 20, 30]}, "control character"),
+    ({"desc": "a<|im_end|>", "bbox_2d": [0, 0, 20, 30]}, r"special token <\|im_end\|>"),
+    ("cat", "must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("item", "reason"), BAD_OBJECTS)
+def test_a_bad_object_is_refused_by_index(folder: Path, item: Any, reason: str) -> None:
+    path = write(folder, record(), record(CAT, item))
+    with pytest.raises(RecordError, match=reason) as caught:
+        list(read_records(path, special_texts=frozenset({"<|im_end|>"})))
+    assert (caught.value.path, caught.value.line, caught.value.object_index) == (str(path), 2, 1)
+    assert str(caught.value).startswith(f"{path}:2: object 1: {caught.value.reason}")
+
+
+@pytest.mark.parametrize("values", [[0, 7, 12, 1000], [0, 7, 12.0, 999], [-1, 7, 12, 999]])
+def test_norm1000_takes_whole_bins_only(folder: Path, values: list[float]) -> None:
+    with pytest.raises(RecordError, match="norm1000 takes whole numbers"):
+        list(read_records(write(folder, record({"desc": "cat", "bbox_2d": values})), coordinate_space="norm1000"))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"images": ["a.png"],\n', "bad JSON"),
+        (b"[1]\n", "not an object"),
+        (b'{"a": "\xff"}\n', "bad UTF-8: byte 0xff at byte 7"),
+        (record(width=0), "width must be .* got 0"),
+        (record(height="400"), "height must be"),
+        (record(images=[]), "exactly one path"),
+        (record(images=["a.png", "a.png"]), "exactly one path"),
+        (record(images=["b.png"]), "missing image file .*b.png"),
+        (record(images=["train.jsonl"]), "unreadable image"),
+        (record(width=400, height=200), "is 200x400 px, but the record says 400x200"),
+        (record(objects=None), "objects must be a list"),
+        (record(metadata=[1]), "metadata must be an object"),
+    ],
+)
+def test_a_bad_record_is_refused_by_line(folder: Path, line: Any, reason: str) -> None:
+    with pytest.raises(RecordError, match=reason) as caught:
+        list(read_records(write(folder, record(CAT), line)))
+    assert (caught.value.line, caught.value.object_index) == (2, None)
+
+
+def test_bad_records_can_be_skipped_and_are_listed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    report = ReadReport()
+    path = write(folder, record(CAT), b"{\n", record({"desc": ""}), record())
+    with caplog.at_level(logging.WARNING):
+        kept = list(read_records(path, on_bad_record="skip", report=report))
+    assert [item.record_id for item in kept] == ["train:1", "train:4"]
+    assert [error.line for error in report.skipped] == [2, 3]
+    assert len(caplog.records) == 2
+
+
+def test_the_size_of_a_turned_image_is_that_of_its_upright_view(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (400, 200)).save(folder / "a.jpg", exif=exif)
+    (read,) = read_records(write(folder, record(images=["a.jpg"])))
+    assert (read.width, read.height) == (200, 400)
+
+
+def test_polygons_become_their_boxes() -> None:
+    flat = GroundTruthObject("line", "poly", (5, 7, 9, 7, 6, 7))
+    triangle = GroundTruthObject("cat", "poly", (50, 10, 90, 40, 20, 80))
+    boxed = as_boxes(Record("train:1", ("a.png",), 200, 400, (flat, triangle)))
+    assert [(item.kind, item.bins) for item in boxed.objects] == [
+        ("bbox_2d", (5, 7, 9, 8)),
+        ("bbox_2d", (20, 10, 90, 80)),
+    ]
+
+
+def test_objects_are_ordered_by_top_then_left_with_ties_as_given() -> None:
+    a, b, c, d = (
+        GroundTruthObject(desc, "bbox_2d", (x, y, 900, 900))
+        for desc, x, y in (("a", 5, 7), ("b", 1, 7), ("c", 800, 2), ("d", 5, 7))
+    )
+    poly = GroundTruthObject("p", "poly", (400, 7, 3, 500, 900, 900))
+    assert ordered((a, b, c, poly, d)) == (c, b, poly, a, d)
+    shuffled = ordered((a, b, c, d), "random", seed="1:train:1")
+    assert sorted(item.desc for item in shuffled) == ["a", "b", "c", "d"]
+    assert shuffled == ordered((a, b, c, d), "random", seed="1:train:1")
+    assert len({ordered((a, b, c, d), "random", seed=seed) for seed in range(20)}) > 1
