@@ -29,8 +29,8 @@ class ComputeLane:
     """Runs functions one after another, in the order of their calls, on a thread of its own.
 
     Used as a context manager; leaving it waits for the call that runs and ends the thread. A caller that is cancelled
-    while it waits its turn takes its call back; one that is cancelled while its call runs leaves when that has ended, so
-    that nothing touches the model behind the caller's back.
+    while it waits its turn takes its call back; one that is cancelled while its call runs leaves when that has ended,
+    so that nothing touches the model behind the caller's back.
     """
 
     def __init__(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.data.sample import TrainingSample
+from learner.losses.terms import NUM_CORNER_VALUES
 from learner.model.load import LoadedModel
 from learner.objectives.objective import Objective
 from learner.optim import StepOptimizer
@@ -30,10 +31,11 @@ class PackReport:
 
 @dataclass(frozen=True)
 class Update:
-    """The one optimizer step. `loss` is that of docs/numerics.md; the others are sums over the step, each with its count.
+    """The one optimizer step. `loss` is that of docs/numerics.md; the other terms are sums over the step.
 
-    The box terms are unweighted, `coord` is weighted; `num_slots` = 4 × `num_boxes` is the count of both coordinate sums.
-    `num_samples` and `num_boxes` count what was learned, not what was planned. `grad_norm` is taken before clipping.
+    `num_samples`, `num_boxes` and `num_slots` are what the cross-entropy, the box terms and the coordinate sums were
+    summed over: what was learned, not what was planned. The box terms are unweighted, `coord` is weighted. `grad_norm`
+    is taken before clipping.
     """
 
     loss: float
@@ -50,7 +52,7 @@ class Update:
 
     @property
     def num_slots(self) -> int:
-        return 4 * self.num_boxes
+        return NUM_CORNER_VALUES * self.num_boxes
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class _Learned:
     record_ids: tuple[str, ...]
     num_boxes: int
     sums: Tensor
+    """[6], as LossTerms.sums"""
 
 
 class Learner:
@@ -91,7 +94,7 @@ class Learner:
         terms = objective(self.loaded, batch, totals)
         self._wait_for_device()
         forwarded = time.perf_counter()
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()
         self._wait_for_device()
         self._learned.append(_Learned(batch.record_ids, terms.num_boxes, terms.sums()))
         return PackReport(
@@ -111,7 +114,7 @@ class Learner:
         """
         started = time.perf_counter()
         learned, self._learned = self._learned, []
-        sums = torch.stack([each.sums for each in learned]).double().cpu() if learned else torch.zeros(0, 6)
+        sums = torch.stack([each.sums for each in learned]).cpu() if learned else torch.zeros(0, 6)
         norm = self._clipped_norm()
         try:
             _check_finite(learned, sums, norm)

@@ -15,8 +15,8 @@ Part = Literal["llm", "vit", "aligner"]
 Kind = Literal["adamw", "muon"]
 
 MUON_LR_RATIO = 10.0
-"""Muon's learning rate over AdamW's in the same part: its orthogonal updates have a spectral norm of 1, so their rate is a
-step length and not a step per value. 0.02 beside 0.002 trained the tiny model best."""
+"""Muon's learning rate over AdamW's in the same part. An orthogonal update has a spectral norm of 1, so its rate is a
+step length and not a step per value; 0.02 beside 0.002 trained the tiny model best."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class ParameterGroup:
 def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGroup]:
     """Sort a Qwen3-VL's trained parameters into groups.
 
-    The rate is `learning_rate`, or `vit_lr` and `aligner_lr` for vision tower and mergers. With `optim: muon` the weights
-    of all linear layers but the head go to Muon, at `MUON_LR_RATIO` times the rate of their part. Weight decay falls on
-    matrices, never on norms and biases.
+    The rate is `learning_rate`, or `vit_lr` and `aligner_lr` for vision tower and mergers. With `optim: muon` the
+    weights of all linear layers but the head go to Muon, at `MUON_LR_RATIO` times the rate of their part. Weight decay
+    falls on matrices, never on norms and biases.
     """
     hidden = _hidden_matrices(model) if training.optim == "muon" else frozenset[str]()
     rates: dict[Part, float] = {
@@ -105,6 +105,15 @@ class StepOptimizer:
             optimizer.step()
             self.schedules[name].step()
 
+    def go_on_from(self, step: int) -> None:
+        """Set the schedule to where it stands after `step` steps; it depends on nothing else."""
+        for schedule in self.schedules.values():
+            schedule.last_epoch = step
+            for group, rate, factor in zip(
+                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * factor(step)
+
     def zero_grad(self) -> None:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -113,11 +122,8 @@ class StepOptimizer:
 def _hidden_matrices(model: Any) -> frozenset[str]:
     """Names of the weights of all linear layers but the head."""
     head = model.get_output_embeddings()
-    return frozenset(
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return frozenset(f"{name}.weight" for name, module in layers if module is not head)
 
 
 def _torch_group(group: ParameterGroup, named: dict[str, Tensor]) -> dict[str, Any]:

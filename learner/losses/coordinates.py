@@ -19,8 +19,8 @@ def expected_coordinate(probabilities: Tensor) -> Tensor:
 def soft_ce(log_probabilities: Tensor, bins: Tensor, sigma: float) -> Tensor:
     """Cross-entropy in nats towards a Gaussian of `sigma` bins around the true bin, normalised over the 1000.
 
-    `log_probabilities` is [..., 1000], `bins` int64 [...]; returns [...]. Label smoothing by distance, as in SORD (Díaz &
-    Marathe, CVPR 2019) with squared distances.
+    `log_probabilities` is [..., 1000], `bins` int64 [...]; returns [...]. Label smoothing by distance, as in SORD (Díaz
+    and Marathe, CVPR 2019) with squared distances.
     """
     distance = torch.arange(NUM_BINS, device=bins.device) - bins[..., None]
     target = torch.softmax(-0.5 * (distance / sigma) ** 2, dim=-1)

@@ -78,12 +78,8 @@ def _attention_arguments(loaded: LoadedModel, batch: PackedBatch, dtype: torch.d
     visible = _visible(batch)[None, None]
     if loaded.attn_impl == "sdpa":
         return {"attention_mask": visible}
-    hidden_score = torch.finfo(dtype).min
-    return {
-        "attention_mask": torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-            ~visible, hidden_score
-        )
-    }
+    nothing = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return {"attention_mask": nothing.masked_fill(~visible, torch.finfo(dtype).min)}
 
 
 def _visible(batch: PackedBatch) -> Tensor:

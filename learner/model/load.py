@@ -51,7 +51,9 @@ def load_model(name: str, *, dtype: str = "auto", attn_impl: str = "auto", devic
     `attn_impl` is transformers' name of an attention, or auto. Raises ConfigError for a model of another family.
     """
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder = checkpoint_folder(name)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = AutoConfig.from_pretrained(folder)
@@ -89,9 +91,7 @@ def checkpoint_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name))
     except (HFValidationError, OSError) as error:
-        raise ConfigError(
-            f"model.model: {name!r} is neither a folder nor a hub id that can be fetched: {error}"
-        ) from error
+        raise ConfigError(f"model.model: {name!r} is no folder and no hub id that can be fetched: {error}") from error
 
 
 def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:

@@ -20,9 +20,9 @@ def soft_context(
 ) -> Tensor:
     """Input embeddings [R, T, hidden] after `num_passes` rounds of softening; with 0 they are `embeds` itself.
 
-    In each round the embedding at slot p becomes softmax(z[p-1][coordinates] / temperature) @ E, all slots at once, where
-    z comes from the round before and E holds the embeddings of the 1000 coordinate tokens. Nothing of it has a gradient;
-    all rows but the slots keep theirs, and their values bit by bit.
+    In each round the embedding at slot p becomes softmax(z[p-1][coordinates] / temperature) @ E, all slots at once,
+    where z comes from the round before and E holds the embeddings of the 1000 coordinate tokens. Nothing of it has a
+    gradient; all rows but the slots keep theirs, and their values bit by bit.
     """
     if num_passes == 0:
         return embeds
@@ -43,8 +43,8 @@ def soft_context(
 def coordinate_logits(loaded: LoadedModel, hidden: Tensor, coordinate_ids: Tensor) -> Tensor:
     """Float32 logits [rows, 1000] of the coordinate tokens alone.
 
-    A bare linear head is cut to their rows; a head that is wrapped or watched is called whole, so that adapters and hooks
-    have their say.
+    A bare linear head is cut to their rows; a head that is wrapped or watched is called whole, so that adapters and
+    hooks have their say.
     """
     head = loaded.model.get_output_embeddings()
     if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:

@@ -1,7 +1,7 @@
 """From a pack of targets to the tensors of one forward pass."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.data.sample import TrainingSample
+from learner.detection.targets import Target
 from learner.packing.packer import Pack
 from shared.errors import DataError
 
@@ -65,9 +66,9 @@ class PackedBatch:
         """The same batch with its tensors on `device`."""
         if self.input_ids.device == device:
             return self
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in values if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
@@ -90,43 +91,37 @@ def collate(
 
     Raises DataError, naming the record, when a target's image placeholders do not fit its image.
     """
-    samples = pack.items
-    tokens = [np.asarray(sample.target.token_ids, dtype=np.int64) for sample in samples]
+    targets, images = [sample.target for sample in pack.items], [sample.image for sample in pack.items]
+    tokens = [np.asarray(target.token_ids, dtype=np.int64) for target in targets]
     rope = [
-        rope_positions(ids, sample.image.grid, image_token_id, merge_size, sample.target.record_id)
-        for ids, sample in zip(tokens, samples, strict=True)
+        rope_positions(ids, image.grid, image_token_id, merge_size, target.record_id)
+        for ids, image, target in zip(tokens, images, targets, strict=True)
     ]
-    starts = np.cumsum([0, *(len(ids) for ids in tokens)])
-    longest = max(len(ids) for ids in tokens)
-    supervision = [_supervision(sample, ids) for sample, ids in zip(samples, tokens, strict=True)]
-    if layout == "flat":
-        input_ids, position_ids = np.concatenate(tokens)[None], np.concatenate(rope, axis=1)[:, None]
-        rows, shifts = [0] * len(samples), starts[:-1]
-    else:
-        input_ids, position_ids = (
-            _padded(tokens, pad_token_id),
-            np.stack([_padded([r[i] for r in rope], 0) for i in range(3)]),
-        )
-        rows, shifts = list(range(len(samples))), np.zeros(len(samples), dtype=np.int64)
-    counts = [len(each.positions) for each in supervision]
-    slot_shifts = np.cumsum([0, *counts])[:-1]
-    ids = torch.from_numpy(input_ids)
+    taught = [_supervision(target, ids) for target, ids in zip(targets, tokens, strict=True)]
+    counts = [len(each.positions) for each in taught]
+    flat = layout == "flat"
+    borders = np.cumsum([0, *map(len, tokens)])
+    rows = np.zeros(len(targets), dtype=np.int64) if flat else np.arange(len(targets))
+    columns = borders[:-1] if flat else np.zeros(len(targets), dtype=np.int64)
+    first_slots = np.cumsum([0, *counts])[:-1]
+    input_ids = torch.from_numpy(_laid_out(tokens, flat, pad_token_id))
+    position_ids = np.stack([_laid_out([each[axis] for each in rope], flat, 0) for axis in range(3)])
     return PackedBatch(
-        record_ids=tuple(sample.target.record_id for sample in samples),
+        record_ids=tuple(target.record_id for target in targets),
         layout=layout,
-        input_ids=ids,
+        input_ids=input_ids,
         position_ids=torch.from_numpy(position_ids),
-        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
-        max_seqlen=longest,
-        image_mask=ids == image_token_id,
-        pixel_values=torch.from_numpy(np.concatenate([sample.image.pixel_values for sample in samples])),
-        image_grid=torch.tensor([sample.image.grid for sample in samples]),
+        cu_seqlens=torch.from_numpy(borders.astype(np.int32)),
+        max_seqlen=max(map(len, tokens)),
+        image_mask=input_ids == image_token_id,
+        pixel_values=_joined([image.pixel_values for image in images]),
+        image_grid=torch.tensor([image.grid for image in images]),
         predictor_rows=torch.from_numpy(np.repeat(rows, counts)),
-        predictor_columns=_joined([s.positions - 1 + shift for s, shift in zip(supervision, shifts, strict=True)]),
-        labels=_joined([s.labels for s in supervision]),
-        ce_weights=_joined([s.ce_weights for s in supervision]),
-        box_slots=_joined([s.box_slots + shift for s, shift in zip(supervision, slot_shifts, strict=True)]),
-        box_bins=_joined([s.box_bins for s in supervision]),
+        predictor_columns=_joined([each.positions - 1 + start for each, start in zip(taught, columns, strict=True)]),
+        labels=_joined([each.labels for each in taught]),
+        ce_weights=_joined([each.ce_weights for each in taught]),
+        box_slots=_joined([each.box_slots + start for each, start in zip(taught, first_slots, strict=True)]),
+        box_bins=_joined([each.box_bins for each in taught]),
     )
 
 
@@ -155,9 +150,8 @@ def rope_positions(
     return positions
 
 
-def _supervision(sample: TrainingSample, token_ids: Ints) -> _Supervision:
+def _supervision(target: Target, token_ids: Ints) -> _Supervision:
     """Join cross-entropy and box positions, so that a position of both is computed once."""
-    target = sample.target
     ce_positions = np.asarray(target.ce_positions, dtype=np.int64)
     slots = np.array([positions for positions, _ in target.boxes], dtype=np.int64).reshape(-1)
     positions, places = np.unique(np.concatenate([ce_positions, slots]), return_inverse=True)
@@ -172,7 +166,10 @@ def _supervision(sample: TrainingSample, token_ids: Ints) -> _Supervision:
     )
 
 
-def _padded(rows: list[Ints], fill: int) -> Ints:
+def _laid_out(rows: list[Ints], flat: bool, fill: int) -> Ints:
+    """One row of all, or one row each, filled up on the right."""
+    if flat:
+        return np.concatenate(rows)[None]
     padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values

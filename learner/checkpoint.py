@@ -1,0 +1,232 @@
+"""Checkpoints: `checkpoint-N/` is a plain Hugging Face folder, with what a run needs to go on beside the weights."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from learner.model.load import LoadedModel
+from learner.optim import StepOptimizer
+from learner.progress import Progress
+from shared.config.training import TrainingSection
+from shared.errors import DataError
+
+LOG = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+TENSORS_FILE = "optimizer.safetensors"
+WRITTEN_WITH_THE_MODEL = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """`trainer_state.json`. `files` maps the other files to their sizes in bytes, so that a broken folder shows.
+
+    The learning-rate schedule is not stored: it is a function of the step.
+    """
+
+    global_step: int
+    cursor: int
+    epoch: float
+    best_global_step: int | None
+    best_metric: float | None
+    config_digest: str
+    files: dict[str, int]
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run into its output folder, and throws old ones away.
+
+    All its methods run where the model may be read: on the compute lane, or while that is idle.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, optimizer: StepOptimizer, training: TrainingSection, config_digest: str
+    ) -> None:
+        self._loaded = loaded
+        self._optimizer = optimizer
+        self._training = training
+        self._digest = config_digest
+        self._saved_epoch = 0
+        self._best: tuple[int, float] | None = None
+
+    def score(self, progress: Progress, metric: float) -> None:
+        """Note what an evaluation found; the checkpoint of the best step is never thrown away."""
+        if self._best is None or metric > self._best[1]:
+            self._best = (progress.step, metric)
+
+    def due(self, progress: Progress) -> bool:
+        """Whether the step that just ended is followed by a checkpoint. Unless none is wanted, the last one is."""
+        match self._training.save_strategy:
+            case "no":
+                return False
+            case "steps":
+                wanted = progress.step % self._training.save_steps == 0
+            case "epoch":
+                wanted = int(progress.epoch) > self._saved_epoch
+            case "best":
+                wanted = self._best is not None and self._best[0] == progress.step
+        return wanted or progress.done
+
+    def save(self, progress: Progress) -> Path:
+        """Write `checkpoint-<step>`, whole or not at all; returns its folder."""
+        root = self._training.output_dir
+        final, partial = root / f"checkpoint-{progress.step}", root / f".checkpoint-{progress.step}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self._loaded.model.save_pretrained(partial)
+        copy_companions(self._loaded.folder, partial)
+        if not self._training.save_only_model:
+            save_file(training_tensors(self._optimizer, self._loaded.model), partial / TENSORS_FILE)
+        (partial / STATE_FILE).write_text(json.dumps(asdict(self._state(progress, partial)), indent=2) + "\n")
+        _sync_folder(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync_path(root)
+        self._saved_epoch = int(progress.epoch)
+        self._prune()
+        return final
+
+    def restore(self, folder: Path) -> TrainerState:
+        """Take optimizer state, schedule, random numbers and best score from a checkpoint whose weights are loaded already.
+
+        Raises DataError when it was saved with `save_only_model`.
+        """
+        state = read_state(folder)
+        if TENSORS_FILE not in state.files:
+            raise DataError(
+                f"{folder}: saved with training.save_only_model, so it cannot be resumed; start from it as model.model"
+            )
+        _restore_tensors(load_file(folder / TENSORS_FILE), self._optimizer, self._loaded.model)
+        self._optimizer.go_on_from(state.global_step)
+        if state.config_digest != self._digest:
+            LOG.warning("%s was written under another configuration; the current one goes on", folder)
+        self._saved_epoch = int(state.epoch)
+        if state.best_global_step is not None and state.best_metric is not None:
+            self._best = (state.best_global_step, state.best_metric)
+        return state
+
+    def _state(self, progress: Progress, folder: Path) -> TrainerState:
+        best_step, best_metric = self._best or (None, None)
+        return TrainerState(
+            global_step=progress.step,
+            cursor=progress.cursor,
+            epoch=progress.epoch,
+            best_global_step=best_step,
+            best_metric=best_metric,
+            config_digest=self._digest,
+            files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        )
+
+    def _prune(self) -> None:
+        """Keep the newest `save_total_limit`, the best one among them."""
+        limit = self._training.save_total_limit
+        if limit is None:
+            return
+        folders = checkpoints_in(self._training.output_dir)
+        best = f"checkpoint-{self._best[0]}" if self._best else ""
+        kept = [folder for folder in folders if folder.name == best][: limit - 1] + folders[-1:]
+        for folder in reversed(folders):
+            if folder not in kept and len(kept) < limit:
+                kept.append(folder)
+        for folder in folders:
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The newest whole checkpoint of a run; broken ones are skipped with a warning."""
+    for folder in reversed(checkpoints_in(root)):
+        try:
+            read_state(folder)
+        except DataError as error:
+            LOG.warning("skipped: %s", error)
+        else:
+            return folder
+    return None
+
+
+def checkpoints_in(root: Path) -> list[Path]:
+    """A run's checkpoint folders, oldest first."""
+    found = [path for path in root.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def read_state(folder: Path) -> TrainerState:
+    """Read a checkpoint's state; raises DataError when the folder is not whole, saying what is missing."""
+    try:
+        state = TrainerState(**json.loads((folder / STATE_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}: {STATE_FILE} cannot be read ({error}); use another checkpoint") from error
+    for name, size in state.files.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            raise DataError(f"{folder / name} has {found} bytes, {size} were written; use another checkpoint")
+    return state
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what belongs to a model besides its weights: tokenizer, processors, chat template, licence."""
+    for path in source.iterdir():
+        own = path.name in (STATE_FILE, TENSORS_FILE, *WRITTEN_WITH_THE_MODEL) or "safetensors" in path.name
+        if path.is_file() and not own and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
+            shutil.copyfile(path, folder / path.name)
+
+
+def training_tensors(optimizer: StepOptimizer, model: Any) -> dict[str, torch.Tensor]:
+    """Optimizer state as "<optimizer>/<parameter>/<key>" and generator states as "rng/<device>"."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {
+        f"{kind}/{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for kind, each in optimizer.optimizers.items()
+        for parameter, state in each.state.items()
+        for key, value in state.items()
+    }
+    return tensors | {f"rng/{device}": state for device, state in _generator_states()}
+
+
+def _restore_tensors(tensors: dict[str, torch.Tensor], optimizer: StepOptimizer, model: Any) -> None:
+    parameters = dict(model.named_parameters())
+    for path, value in tensors.items():
+        kind, name, *key = path.split("/")
+        if kind == "rng":
+            _restore_generator(name, value)
+            continue
+        parameter = parameters[name]
+        place = value if key == ["step"] else value.to(parameter.device)
+        optimizer.optimizers[kind].state[parameter][key[0]] = place
+
+
+def _generator_states() -> Iterator[tuple[str, torch.Tensor]]:
+    yield "cpu", torch.get_rng_state()
+    for index in range(torch.cuda.device_count()):
+        yield f"cuda:{index}", torch.cuda.get_rng_state(index)
+
+
+def _restore_generator(device: str, state: torch.Tensor) -> None:
+    if device == "cpu":
+        torch.set_rng_state(state)
+    elif torch.device(device).index < torch.cuda.device_count():
+        torch.cuda.set_rng_state(state, device)
+
+
+def _sync_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        _sync_path(path)
+    _sync_path(folder)
+
+
+def _sync_path(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
