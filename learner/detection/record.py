@@ -3,7 +3,7 @@
 import logging
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -84,7 +84,7 @@ def read_records(
     *,
     coordinate_space: CoordinateSpace = "px",
     on_bad_record: Literal["error", "skip"] = "error",
-    special_texts: frozenset[str] = frozenset(),
+    special_texts: Collection[str] = (),
     check_images: bool = True,
     report: ReadReport | None = None,
 ) -> Iterator[Record]:
@@ -126,7 +126,7 @@ def read_record(
     number: int,
     *,
     coordinate_space: CoordinateSpace = "px",
-    special_texts: frozenset[str] = frozenset(),
+    special_texts: Collection[str] = (),
     check_images: bool = True,
     report: ReadReport | None = None,
 ) -> Record:
@@ -137,7 +137,7 @@ def read_record(
             Path(path),
             number,
             coordinate_space,
-            special_texts,
+            frozenset(special_texts),
             check_images,
             ReadReport() if report is None else report,
         )
