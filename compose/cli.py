@@ -70,8 +70,7 @@ def evaluate(
         train_gpus=_gpus(train_gpus),
         server_port=server_port,
     )
-    arguments = () if checkpoint is None else ("--checkpoint", str(checkpoint))
-    work = Work("evaluate", "learner.evaluate", arguments, needs_servers=True, resolved_name="config.evaluate.yaml")
+    work = Work("evaluate", arguments=("--evaluate",), needs_servers=True, resolved_name="config.evaluate.yaml")
     raise typer.Exit(run_supervised(launch, work))
 
 

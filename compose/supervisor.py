@@ -104,6 +104,17 @@ def run_supervised(
         return 128 + stop.number
 
 
+def run_program(spec: ProcessSpec, console: Console | None = None) -> int:
+    """Run one program to its end, under the same rules: the exit code, 130/143 after SIGINT/SIGTERM, nothing left."""
+    try:
+        with _signals_raised(), ExitStack() as stack:
+            child = ChildProcess(spec)
+            stack.callback(child.stop, WORK_GRACE_S)
+            return _watch(child, [], console or Console(stderr=True))
+    except _Signalled as stop:
+        return 128 + stop.number
+
+
 def _plan(launch: Launch, work: Work) -> _Plan:
     config = load_config(launch.config, launch.overrides + _engine_overrides(launch))
     tensor_parallel = config.rollout.vllm.tensor_parallel_size

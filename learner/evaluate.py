@@ -1,7 +1,5 @@
 """Evaluation: decode the validation records with the current weights, parse, match and count. No loss."""
 
-import json
-from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from learner.data.prompt import Encoder
-from learner.detection.matching import MatchingConfig, match_objects
+from learner.detection.matching import match_objects
 from learner.detection.parsing import parse_rollout
+from learner.detection.quality import Quality, quality_of
 from learner.detection.record import KINDS, Record
-from learner.detection.vocabulary import CoordinateVocabulary
 from learner.progress import Progress
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
@@ -20,6 +18,7 @@ from learner.reporting.tallies import Tallies
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
 from learner.stages import sampling_seed
+from learner.teacher import Teacher
 from learner.weight_sync.publisher import WeightPublisher
 from shared.wire import Sampling
 
@@ -44,8 +43,7 @@ class Evaluation:
         self,
         plan: EvaluationPlan,
         encoder: Encoder,
-        vocabulary: CoordinateVocabulary,
-        matching: MatchingConfig,
+        teacher: Teacher,
         pool: RolloutPool,
         sampling: Sampling,
         weights: WeightPublisher,
@@ -54,8 +52,7 @@ class Evaluation:
     ) -> None:
         self._plan = plan
         self._encoder = encoder
-        self._vocabulary = vocabulary
-        self._matching = matching
+        self._vocabulary, self._matching = teacher.vocabulary, teacher.matching
         self._pool = pool
         self._sampling = sampling.model_copy(update={"temperature": 0.0})
         self._weights = weights
@@ -98,19 +95,9 @@ class Evaluation:
         record = rollout.request.encoded.record
         parsed = parse_rollout(rollout.token_ids, self._vocabulary, rollout.finish_reason, kinds=KINDS)
         match = match_objects(parsed.predictions, record.objects, self._matching)
-        matched, predicted, truth = len(match.pairs), len(parsed.predictions), len(record.objects)
-        tallies.count("eval_rollout_precision", matched, predicted)
-        tallies.count("eval_rollout_recall", matched, truth)
-        tallies.count("eval_rollout_f1", 2 * matched, predicted + truth)
-        tallies.count("eval_rollout_pred_objects", predicted)
-        tallies.count("eval_rollout_gt_objects", truth)
-        tallies.count("eval_rollout_matched", matched)
-        tallies.count("eval_rollout_fp", len(match.extra))
-        tallies.count("eval_rollout_fn", len(match.missing))
-        tallies.count("eval_rollout_matched_maskiou_mean", sum(iou for _, _, iou in match.pairs), matched)
-        tallies.count("eval_rollout_parse_truncated_rate", parsed.truncated, 1)
-        tallies.count("eval_rollout_sample_valid_pred_rate", predicted > 0 or (parsed.empty and truth == 0), 1)
+        count_evaluated(tallies, quality_of(parsed, record.objects, match))
         at_50 = match_objects(parsed.predictions, record.objects, replace(self._matching, maskiou_gate=IOU_50))
+        predicted, truth = len(parsed.predictions), len(record.objects)
         tallies.count("eval_rollout_f1_iou50", 2 * len(at_50.pairs), predicted + truth)
         tallies.count("eval_rollout_recall_iou50", len(at_50.pairs), truth)
         return PictureSample(record=record, predictions=parsed.predictions, match=match, appended=())
@@ -120,6 +107,22 @@ class Evaluation:
         self._plan.pictures.mkdir(parents=True, exist_ok=True)
         name = sample.record.record_id.replace(":", "-").replace("/", "-")
         draw(sample).save(self._plan.pictures / f"eval-{step:06d}-{name}.png")
+
+
+def count_evaluated(tallies: Tallies, quality: Quality) -> None:
+    """Count one answer under the names of section "Evaluation" of docs/metrics.md."""
+    predicted, truth, matched = quality.num_predictions, quality.num_ground_truth, quality.num_matched
+    tallies.count("eval_rollout_precision", matched, predicted)
+    tallies.count("eval_rollout_recall", matched, truth)
+    tallies.count("eval_rollout_f1", 2 * matched, predicted + truth)
+    tallies.count("eval_rollout_pred_objects", predicted)
+    tallies.count("eval_rollout_gt_objects", truth)
+    tallies.count("eval_rollout_matched", matched)
+    tallies.count("eval_rollout_fp", predicted - matched)
+    tallies.count("eval_rollout_fn", truth - matched)
+    tallies.count("eval_rollout_matched_maskiou_mean", quality.matched_iou_sum, matched)
+    tallies.count("eval_rollout_parse_truncated_rate", quality.num_truncated, 1)
+    tallies.count("eval_rollout_sample_valid_pred_rate", quality.num_with_predictions, 1)
 
 
 def evaluation_line(step: int, num_records: int, metrics: dict[str, float]) -> str:

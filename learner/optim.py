@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from shared.config.training import TrainingSection
+from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError
 
 Part = Literal["llm", "vit", "aligner"]
@@ -58,6 +58,13 @@ def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGro
         )
         for (optimizer, part, decays), members in names.items()
     ]
+
+
+def freeze(model: Any, tuner: TunerSection) -> None:
+    """Leave whole parts of a model as they are: `freeze_llm` (the head included), `freeze_vit`, `freeze_aligner`."""
+    frozen = {"llm": tuner.freeze_llm, "vit": tuner.freeze_vit, "aligner": tuner.freeze_aligner}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen[part_of(name)])
 
 
 def part_of(name: str) -> Part:

@@ -28,7 +28,7 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of one run. `rollouts` and `weights` are None when the pattern has no B and nothing is evaluated."""
+    """The parts of one run. With `in_order` packs do not depend on when answers arrive."""
 
     planner: Planner
     progress: Progress
@@ -37,6 +37,7 @@ class Run:
     rollouts: RolloutSource
     weights: WeightPublisher
     packer: GroupPacker
+    in_order: bool
     compute: ComputeLane
     learner: Learner
     objectives: Objectives

@@ -67,7 +67,8 @@ class RolloutSource:
         async def targets(group: Group) -> AsyncGenerator[TrainingSample, None]:
             encoded = await encoded_group(group, self._encoder, report)
             requests = [
-                RolloutRequest(each, sampling_seed(self._run_seed, step.step, each.record.record_id)) for each in encoded
+                RolloutRequest(each, sampling_seed(self._run_seed, step.step, each.record.record_id))
+                for each in encoded
             ]
             async with aclosing(self._results(requests, version, report)) as results:
                 async for result in results:

@@ -20,12 +20,12 @@ async def train(run: Run) -> None:
                 report.add_time("time/sync_s", published.seconds)
                 objective = run.objectives.rollout_matching
                 targets = run.rollouts.targets(step, published.version, report)
-        async with prefetched(fill_packs(step, targets, run.packer), depth=1) as packs:
+        async with prefetched(fill_packs(step, targets, run.packer, run.in_order), depth=1) as packs:
             async for pack in packs:  # decoding goes on while we learn
                 report.add_pack(await run.compute(run.learner.accumulate, pack, objective, step.totals))
         update = await run.compute(run.learner.update)  # exactly one optimizer step
         run.progress.advance(step)
-        run.sinks.write(report.closed(update))
+        run.sinks.write(report.closed(update, run.compute))
         if run.evaluation.due(run.progress):
             await run.evaluation.run(run.progress)
         if run.checkpoints.due(run.progress):

@@ -172,6 +172,7 @@ class CancelReply(WireModel):
 WEIGHTS_FILE = "weights.safetensors"
 """File transport: the one file in a version's folder."""
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 SyncMode = Literal["full", "merged"]
 Transport = Literal["file", "http"]
 
@@ -181,7 +182,7 @@ class TensorSpec(WireModel):
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
     num_bytes: int = Field(ge=0)
 
 

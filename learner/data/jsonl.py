@@ -1,7 +1,7 @@
 """Records of a JSONL file in training order: validated once, then read one by one as they are needed."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -37,7 +37,7 @@ class Reading:
     on_bad_record: Literal["error", "skip"] = "error"
     polygons: Literal["error", "as_bbox", "keep"] = "error"
     object_ordering: Literal["sorted", "random"] = "sorted"
-    special_texts: Collection[str] = field(default=(), repr=False)
+    special_texts: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class OnePack:
         if num_tokens > self._capacity:
             raise DataError(
                 f"the {len(items)} targets of a micro-step have {num_tokens} tokens, but global_max_length is "
-                f"{self._capacity}; lower rollout_generate_batch_size, raise global_max_length or use channel_b.mode: step"
+                f"{self._capacity}; lower rollout_generate_batch_size, raise global_max_length, or use "
+                "channel_b.mode: step"
             )
         return [Pack(items, num_tokens, self._capacity)] if items else []
 

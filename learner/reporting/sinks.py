@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from learner.plan.schedule import Channel
+from learner.progress import Progress
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
 
@@ -19,17 +20,17 @@ class Sinks:
     """
 
     def __init__(
-        self, path: Path, console: Console, num_steps: int, done: int = 0, logging_steps: int = 1, log_first: bool = False
+        self, path: Path, console: Console, progress: Progress, logging_steps: int = 1, *, log_first: bool = False
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._console = console
-        self._num_steps = num_steps
+        self._num_steps = progress.num_steps
         self._logging_steps = logging_steps
         self._log_first = log_first
         self._waiting = Tallies()
         self._bar = progress_bar(console)
-        self._task = self._bar.add_task("training", total=num_steps, completed=done)
+        self._task = self._bar.add_task("training", total=progress.num_steps, completed=progress.step)
 
     def __enter__(self) -> "Sinks":
         self._bar.start()
@@ -58,15 +59,15 @@ class Sinks:
         self._file.flush()
 
 
-def progress_bar(console: Console) -> Progress:
+def progress_bar(console: Console) -> bars.Progress:
     """The bar of every long part."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    return bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
         console=console,
         transient=True,
     )

@@ -3,7 +3,8 @@
 import time
 from dataclasses import dataclass
 
-from learner.detection.quality import Quality
+from learner.compute import ComputeLane
+from learner.detection.quality import quality_of
 from learner.learn import PackReport, Update
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
@@ -60,20 +61,16 @@ class StepReport:
         self.add_time("time/rollout_parse_match_s", seconds)
         count_answer(self._tallies, learned, self._plan.step)
 
-    def closed(self, update: Update) -> StepRecord:
-        """Close the step after its update."""
+    def closed(self, update: Update, lane: ComputeLane) -> StepRecord:
+        """Close the step after its update; `lane` tells when the learner computed."""
         step_s = time.monotonic() - self._opened_at
         tallies = self._tallies
         tallies.count("stage2/channel_a", self._plan.channel is Channel.A, 1)
         tallies.count("stage2/channel_b", self._plan.channel is Channel.B, 1)
         self._count_packs(tallies)
-        self._count_times(tallies, step_s, update)
-        for name, total, count in update.terms:
-            tallies.count(name, total, count)
-        tallies.count("loss", update.loss, 1)
-        tallies.note("grad_norm", update.grad_norm)
-        tallies.note("learning_rate", update.learning_rate)
+        count_update(tallies, update)
         tallies.note("epoch", self._plan.epoch)
+        self._count_times(tallies, step_s, update, lane)
         return StepRecord(self._plan.step, self._plan.channel, step_s, tallies, tuple(self._lost))
 
     def _count_packs(self, tallies: Tallies) -> None:
@@ -83,24 +80,28 @@ class StepReport:
         tallies.count("packing/post_rollout_segments", sum(pack.num_targets for pack in self._packs), num_packs)
         tallies.count("packing/num_packs", num_packs, 1)
 
-    def _count_times(self, tallies: Tallies, step_s: float, update: Update) -> None:
+    def _count_times(self, tallies: Tallies, step_s: float, update: Update, lane: ComputeLane) -> None:
         """Book every second of both sides to one state; what is left over is waiting."""
         is_b = self._plan.channel is Channel.B
         for pack in self._packs:
             self.add_time("time/post_rollout_pack_s", pack.collate_s)
             self.add_time("time/forward_s", pack.forward_s)
             self.add_time("time/backward_s", pack.backward_s)
-        self.add_time("time/optimizer_s", update.seconds)
+        self.add_time("time/optimizer_s", update.optimizer_s)
         self.add_time("time/encode_s", 0.0)
         generate_s = max(self._arrivals) - self._first_request_at if self._arrivals and self._first_request_at else 0.0
         self.add_time("time/rollout_generate_s", generate_s)
-        computing = sum(pack.ended_at - pack.started_at for pack in self._packs) + update.seconds
+        computing = sum(
+            self._seconds[f"time/{part}_s"] for part in ("post_rollout_pack", "forward", "backward", "optimizer")
+        )
         syncing = self._seconds.get("time/sync_s", 0.0)
         idle = max(0.0, step_s - computing - syncing)
         encoding = min(idle, self._seconds["time/encode_s"]) if is_b else idle
         if is_b:
             self.add_time("time/rollout_wait_s", idle - encoding)
-            self.add_time("time/overlap_s", self._overlap_s())
+            self.add_time(
+                "time/overlap_s", lane.busy_s(min(self._arrivals), max(self._arrivals)) if self._arrivals else 0
+            )
         shares = {
             "learner_computing": computing,
             "learner_syncing": syncing,
@@ -120,45 +121,48 @@ class StepReport:
             new_tokens = tallies.numerator("rollout/gen_new_tokens_mean")
             tallies.count("rollout/gen_tokens_per_s", new_tokens, generate_s)
 
-    def _overlap_s(self) -> float:
-        """Seconds of learner compute between the arrival of the first and of the last answer."""
-        if not self._arrivals:
-            return 0.0
-        first, last = min(self._arrivals), max(self._arrivals)
-        return sum(max(0.0, min(pack.ended_at, last) - max(pack.started_at, first)) for pack in self._packs)
+
+def count_update(tallies: Tallies, update: Update) -> None:
+    """Count the optimizer step under the names of section "Loss and optimizer" of docs/metrics.md."""
+    tallies.count("loss", update.loss, 1)
+    tallies.count("loss/ce", update.ce, update.num_samples)
+    tallies.count("loss/bbox_l1", update.bbox_l1, update.num_boxes)
+    tallies.count("loss/bbox_giou", update.bbox_giou, update.num_boxes)
+    tallies.count("loss/coord", update.coord, update.num_slots)
+    tallies.count("loss/coord_mass", update.coord_mass, update.num_slots)
+    tallies.note("grad_norm", update.grad_norm)
+    tallies.note("learning_rate", update.learning_rate)
 
 
 def count_answer(tallies: Tallies, learned: LearnedRollout, step: int) -> None:
     """Count one decoded answer under the names of section "Rollouts" of docs/metrics.md."""
     rollout, parsed, match = learned.rollout, learned.parsed, learned.match
-    truth = rollout.request.encoded.record.objects
-    quality = Quality.of(parsed.predictions, truth, match)
-    dropped = sum(parsed.dropped.values())
-    valid = bool(parsed.predictions)
+    quality = quality_of(parsed, rollout.request.encoded.record.objects, match)
+    predicted, truth, matched = quality.num_predictions, quality.num_ground_truth, quality.num_matched
     tallies.count("stage2/raw_rollouts", 1)
-    tallies.count("stage2/invalid_rollout", not valid and not parsed.empty)
-    tallies.count("stage2/empty_rollout", parsed.empty)
+    tallies.count("stage2/invalid_rollout", quality.num_invalid)
+    tallies.count("stage2/empty_rollout", quality.num_empty)
     if rollout.policy_version is not None:
         tallies.count("stage2/policy_lag", step - rollout.policy_version.step, 1)
-    tallies.count("rollout/parse_truncated_rate", parsed.truncated, 1)
-    tallies.count("rollout/parse_dropped_invalid", dropped)
+    tallies.count("rollout/parse_truncated_rate", quality.num_truncated, 1)
+    tallies.count("rollout/parse_dropped_invalid", quality.num_dropped)
     for reason, times in parsed.dropped.items():
         tallies.count(f"rollout/parse_dropped_{reason}", times)
-    tallies.count("rollout/parse_obj_valid_frac", quality.num_predictions, quality.num_predictions + dropped)
-    tallies.count("rollout/sample_valid_pred_rate", valid, 1)
-    tallies.count("rollout/sample_any_match_rate", bool(match.pairs), 1)
-    tallies.count("rollout/precision", quality.num_matched, quality.num_predictions)
-    tallies.count("rollout/recall", quality.num_matched, quality.num_ground_truth)
-    tallies.count("rollout/f1", 2 * quality.num_matched, quality.num_predictions + quality.num_ground_truth)
-    tallies.count("rollout/matched_maskiou_mean", sum(iou for _, _, iou in match.pairs), quality.num_matched)
-    tallies.count("rollout/valid_pred_objects", quality.num_predictions, 1)
-    tallies.count("rollout/gt_objects", quality.num_ground_truth, 1)
-    tallies.count("rollout/matched_for_supervision", quality.num_matched)
+    tallies.count("rollout/parse_obj_valid_frac", predicted, predicted + quality.num_dropped)
+    tallies.count("rollout/sample_valid_pred_rate", quality.num_with_predictions, 1)
+    tallies.count("rollout/sample_any_match_rate", quality.num_with_matches, 1)
+    tallies.count("rollout/precision", matched, predicted)
+    tallies.count("rollout/recall", matched, truth)
+    tallies.count("rollout/f1", 2 * matched, predicted + truth)
+    tallies.count("rollout/matched_maskiou_mean", quality.matched_iou_sum, matched)
+    tallies.count("rollout/valid_pred_objects", predicted, 1)
+    tallies.count("rollout/gt_objects", truth, 1)
+    tallies.count("rollout/matched_for_supervision", matched)
     tallies.count("rollout/fn_appended", len(match.missing))
     tallies.count("rollout/fp", len(match.extra))
-    tallies.count("rollout/gating_rejections", match.gating_rejections)
-    tallies.count("rollout/duplicate_rate", quality.num_duplicates, quality.num_predictions)
-    tallies.count("rollout/pred_per_gt", quality.num_predictions, quality.num_ground_truth)
+    tallies.count("rollout/gating_rejections", quality.num_gating_rejections)
+    tallies.count("rollout/duplicate_rate", quality.num_duplicates, predicted)
+    tallies.count("rollout/pred_per_gt", predicted, truth)
     num_tokens = len(rollout.token_ids)
     tallies.count("rollout/gen_new_tokens_mean", num_tokens, 1)
     tallies.note("rollout/gen_new_tokens_p90", num_tokens)

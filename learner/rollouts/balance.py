@@ -69,18 +69,14 @@ class RolloutPool:
                         chunk = self._samples_per_request or self._in_flight or len(share)
                         slots = anyio.Semaphore(max(1, math.floor((self._in_flight or len(share)) / chunk)))
                         for start in range(0, len(share), chunk):
-                            tasks.start_soon(
-                                call.run, server, share[start : start + chunk], slots, sender, unanswered
-                            )
+                            tasks.start_soon(call.run, server, share[start : start + chunk], slots, sender, unanswered)
                 waiting = unanswered
 
 
 class _Call:
     """One decode over the pool: which servers still take part, and what is being retried."""
 
-    def __init__(
-        self, servers: Sequence[RolloutServer], sampling: Sampling, version: PolicyVersion | None
-    ) -> None:
+    def __init__(self, servers: Sequence[RolloutServer], sampling: Sampling, version: PolicyVersion | None) -> None:
         self._alive = list(servers)
         self._sampling = sampling
         self._version = version

@@ -1,7 +1,7 @@
 """One rollout server, seen from the learner: typed requests out, finished rollouts in."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -87,7 +87,7 @@ class RolloutServer:
         sampling: Sampling,
         version: PolicyVersion | None,
         return_logprobs: bool = False,
-    ) -> AsyncIterator[Rollout | LostSample]:
+    ) -> AsyncGenerator[Rollout | LostSample, None]:
         """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
 
         Raises ServerUnavailable when the stream is cut or silent, VersionConflict when the server holds other weights,
@@ -147,7 +147,7 @@ def refusal(server: str, status: int, content: bytes) -> BoxloopError:
         body = ErrorBody.model_validate_json(content)
     except ValueError:
         return ProtocolError(f"{server} answered {status}: {content[:300]!r}")
-    if status == 409:
+    if body.policy_version is not None:
         return VersionConflict(f"{server} holds policy version {body.policy_version}: {body.message}")
     if body.retryable:
         return ServerUnavailable(f"{server} answered {status} {body.code}: {body.message}")
@@ -160,7 +160,7 @@ def wire_sample(request: RolloutRequest) -> RolloutSample:
     return RolloutSample(
         uid=request.uid,
         prompt_token_ids=encoded.request_token_ids,
-        images=(InlineImage.model_construct(kind="inline", data=encoded.image.png),),
+        images=(InlineImage(data=encoded.image.png),),
         seed=request.seed,
     )
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from shared.wire import PolicyVersion, SyncMode, TensorSpec, WeightManifest
+from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, WeightManifest
 
-WEIGHTS_FILE = "weights.safetensors"
-_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_DTYPE_NAMES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 class FileTransport:
@@ -49,5 +52,8 @@ class FileTransport:
 def tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
     """Name, shape and dtype of a tensor as the wire names them."""
     return TensorSpec(
-        name=name, shape=tuple(tensor.shape), dtype=_DTYPE_NAMES[tensor.dtype], num_bytes=tensor.numel() * tensor.element_size()
+        name=name,
+        shape=tuple(tensor.shape),
+        dtype=_DTYPE_NAMES[tensor.dtype],
+        num_bytes=tensor.numel() * tensor.element_size(),
     )

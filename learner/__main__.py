@@ -1,0 +1,73 @@
+"""Trains: `python -m learner --config FILE [key=value …]`, or scores once with `--evaluate`."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from shared.config.load import load_config, save_resolved
+from shared.config.models import Config
+from shared.errors import BoxloopError
+from shared.lifeline import end_with_parent
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run to the end and return the exit code (see docs/running.md)."""
+    end_with_parent()
+    options = parser().parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        config = load_config(options.config, options.overrides)
+        if not options.evaluate:
+            save_resolved(config, config.training.output_dir / "config.resolved.yaml")
+        return asyncio.run(until_signalled(config, console, options.evaluate))
+    except BoxloopError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False)
+        return error.exit_code
+
+
+async def until_signalled(config: Config, console: Console, evaluate_only: bool) -> int:
+    """Train (or evaluate) until it is done, or until SIGINT or SIGTERM cancels it; no half step is applied."""
+    from learner.build import open_run  # torch takes seconds to import: a bad config is told before
+    from learner.train import train
+
+    async def work() -> None:
+        async with open_run(config, console) as run:
+            await (run.evaluation.run(run.progress) if evaluate_only else train(run))
+
+    task = asyncio.ensure_future(work())
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        console.print(f"stopped by {signal.Signals(received[0]).name}; the last checkpoint stands")
+        return 128 + received[0]
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--evaluate", action="store_true", help="score model.model on custom.val_jsonl and end")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
+    return parser
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code) if code >= 128 else sys.exit(code)

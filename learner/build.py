@@ -1,0 +1,177 @@
+"""From a validated configuration to a run: reads the data, loads the model and wires the parts."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from learner.checkpoint import Checkpoints, latest_checkpoint
+from learner.compute import ComputeLane
+from learner.data.images import ImageReader
+from learner.data.jsonl import Reading, RecordSource
+from learner.data.prompt import Encoder
+from learner.detection.record import Record
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.evaluate import Evaluation, EvaluationPlan
+from learner.learn import Learner
+from learner.model.load import load_model, load_tokenizer
+from learner.optim import StepOptimizer, freeze
+from learner.parts import (
+    objectives_for,
+    packer_for,
+    planner_for,
+    pool_for,
+    sampling_for,
+    teacher_for,
+)
+from learner.plan.planner import Planner
+from learner.preflight import check_server, without_long_records
+from learner.progress import Progress
+from learner.reporting.sinks import Sinks
+from learner.rollouts.connect import server_clients
+from learner.run import Run
+from learner.stages import RolloutSource
+from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.publisher import WeightPublisher
+from learner.weight_sync.transports import FileTransport
+from shared.config.models import Config
+from shared.errors import ConfigError
+from shared.weights_root import weights_root
+
+NUM_EVAL_PICTURES = 8
+
+
+@asynccontextmanager
+async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
+    """Wire the parts of a run; leaving the block closes them in reverse order."""
+    training = config.training
+    model_name, resumed = starting_model(config)
+    tokenizer = load_tokenizer(model_name)
+    vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
+    encoder = Encoder(
+        tokenizer,
+        ImageReader.from_checkpoint(model_name, config.template.max_pixels, config.template.min_pixels),
+        system=config.template.system,
+        user_prompt=config.custom.user_prompt,
+        num_workers=training.dataloader_num_workers,
+    )
+    source = training_source(config, vocabulary, encoder, console)
+    planner = planner_for(config, source)
+    progress = Progress(training.max_steps if training.max_steps > 0 else planner.num_steps(training.num_train_epochs))
+    with console.status(f"loading {model_name}"):
+        loaded = load_model(model_name, dtype=config.model.dtype, attn_impl=config.model.attn_impl)
+    freeze(loaded.model, config.tuner)
+    optimizer = StepOptimizer(loaded.model, training, progress.num_steps)
+    checkpoints = Checkpoints(loaded, optimizer, training, config.digest)
+    if resumed is not None:
+        state = checkpoints.restore(resumed)
+        progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
+    teacher, sampling = teacher_for(config, vocabulary), sampling_for(config.rollout, vocabulary)
+    in_order = config.rollout.deterministic
+    async with AsyncExitStack() as stack:
+        lane = stack.enter_context(ComputeLane())
+        log = training.output_dir / "logging.jsonl"
+        sinks = stack.enter_context(
+            Sinks(log, console, progress, training.logging_steps, log_first=training.logging_first_step)
+        )
+        clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
+        pool = pool_for(config, clients, sampling)
+        for server in pool.servers:
+            check_server(await server.info(), server.name, loaded.folder)
+        channels = [WeightChannel(client, config.rollout.vllm.server.timeout_s) for client in clients]
+        weights = WeightPublisher(channels, FileTransport(weights_root(config)), loaded.model.state_dict, lane)
+        yield Run(
+            planner=planner,
+            progress=progress,
+            encoder=encoder,
+            teacher=teacher,
+            rollouts=RolloutSource(encoder, pool, teacher, training.seed, config.pipeline, in_order),
+            weights=weights,
+            packer=packer_for(config),
+            in_order=in_order,
+            compute=lane,
+            learner=Learner(
+                loaded, optimizer, pad_token_id=tokenizer.pad_token_id, max_grad_norm=training.max_grad_norm
+            ),
+            objectives=objectives_for(config, loaded, vocabulary),
+            evaluation=Evaluation(
+                evaluation_plan(config, planner, vocabulary), encoder, teacher, pool, sampling, weights, sinks, console
+            ),
+            checkpoints=checkpoints,
+            sinks=sinks,
+        )
+
+
+def starting_model(config: Config) -> tuple[str, Path | None]:
+    """Where the weights come from: the checkpoint to resume, or `model.model`."""
+    wanted = config.training.resume_from_checkpoint
+    if not wanted:
+        return config.model.model, None
+    found = latest_checkpoint(config.training.output_dir) if wanted is True else Path(wanted)
+    if found is None:
+        raise ConfigError(
+            f"training.resume_from_checkpoint: true, but {config.training.output_dir} holds no whole checkpoint; "
+            "set it to null to start anew"
+        )
+    return str(found), found
+
+
+def training_source(
+    config: Config, vocabulary: CoordinateVocabulary, encoder: Encoder, console: Console
+) -> RecordSource:
+    """The training records that can be learned; says what was skipped or changed on the way."""
+    custom = config.custom
+    with console.status(f"reading {custom.train_jsonl}"):
+        source, report = RecordSource.opened(
+            custom.train_jsonl,
+            reading_for(config, vocabulary, "error"),
+            seed=config.training.seed,
+            limit=custom.train_sample_limit,
+        )
+        fitting = without_long_records(source, encoder, vocabulary, config)
+    console.print(
+        f"{custom.train_jsonl}: {fitting.num_records} records, {len(report.skipped)} skipped, "
+        f"{source.num_records - fitting.num_records} too long, {report.widened} boxes widened, "
+        f"{report.clamped} values clamped"
+    )
+    return fitting
+
+
+def reading_for(config: Config, vocabulary: CoordinateVocabulary, polygons: Literal["error", "keep"]) -> Reading:
+    """How the configuration means its JSONL files; `polygons` is what becomes of those that stay polygons."""
+    custom = config.custom
+    return Reading(
+        coordinate_space=custom.coordinate_space,
+        on_bad_record=custom.on_bad_record,
+        polygons="as_bbox" if custom.poly_as_bbox else polygons,
+        object_ordering=custom.object_ordering,
+        special_texts=vocabulary.special_texts,
+    )
+
+
+def evaluation_plan(config: Config, planner: Planner, vocabulary: CoordinateVocabulary) -> EvaluationPlan:
+    """What is evaluated and when; no records where nothing is."""
+    training = config.training
+    every = {
+        "no": None,
+        "steps": training.eval_steps or training.logging_steps,
+        "epoch": max(1, planner.num_steps(1)),
+    }[training.eval_strategy]
+    return EvaluationPlan(
+        records=validation_records(config, vocabulary),
+        every=every,
+        at_start=training.eval_on_start,
+        num_pictures=NUM_EVAL_PICTURES,
+        pictures=training.output_dir / "pictures",
+    )
+
+
+def validation_records(config: Config, vocabulary: CoordinateVocabulary) -> tuple[Record, ...]:
+    """The validation records in file order; polygons stay polygons."""
+    if config.custom.val_jsonl is None:
+        return ()
+    reading = reading_for(config, vocabulary, "keep")
+    source, _ = RecordSource.opened(config.custom.val_jsonl, reading, seed=None, limit=config.custom.val_sample_limit)
+    return tuple(source.in_file_order())

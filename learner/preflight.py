@@ -1,0 +1,70 @@
+"""Checks before the first step: what never fits, and servers that would misunderstand us."""
+
+import hashlib
+from pathlib import Path
+
+from learner.data.jsonl import RecordSource
+from learner.data.prompt import Encoder
+from learner.detection.record import Record
+from learner.detection.serialize import answer_text
+from learner.detection.targets import ground_truth_target
+from learner.detection.vocabulary import CoordinateVocabulary, coordinate_text
+from shared.config.models import Config
+from shared.errors import ConfigError, DataError
+from shared.wire import ServerInfo
+
+SHORTEST_COORDINATE = len(coordinate_text(0))
+
+
+def without_long_records(
+    source: RecordSource, encoder: Encoder, vocabulary: CoordinateVocabulary, config: Config
+) -> RecordSource:
+    """The records whose prompt and ground-truth answer fit a pack.
+
+    Raises DataError naming the first that does not, unless `custom.on_long_target` is skip, and ConfigError when the
+    longest prompt leaves no room for `max_new_tokens`.
+    """
+    capacity = config.global_max_length
+    longest_prompt = 0
+
+    def fits(record: Record) -> bool:
+        nonlocal longest_prompt
+        prompt = encoder.num_prompt_tokens(record)
+        longest_prompt = max(longest_prompt, prompt)
+        if prompt + most_answer_tokens(record) <= capacity:
+            return True
+        length = ground_truth_target(record.record_id, range(prompt), record.objects, vocabulary).num_tokens
+        if length > capacity and config.custom.on_long_target == "error":
+            raise DataError(
+                f"{record.record_id}: prompt and ground-truth answer have {length} tokens, but global_max_length is "
+                f"{capacity}; raise it, or set custom.on_long_target: skip"
+            )
+        return length <= capacity
+
+    fitting = source.filtered(fits)
+    new_tokens = config.rollout.max_new_tokens
+    if config.decodes and longest_prompt + new_tokens > config.max_model_len:
+        raise ConfigError(
+            f"custom.extra.rollout_matching.max_new_tokens: the longest prompt has {longest_prompt} tokens; with "
+            f"{new_tokens} new ones it exceeds the server's length of {config.max_model_len} "
+            "(vllm.max_model_len, or global_max_length); raise that, or lower max_new_tokens or template.max_pixels"
+        )
+    return fitting
+
+
+def most_answer_tokens(record: Record) -> int:
+    """An upper bound that needs no tokenizer: a token is a byte or more, a coordinate is one token."""
+    num_coordinates = sum(len(item.bins) for item in record.objects)
+    num_bytes = len(answer_text(record.objects).encode())
+    return num_bytes - num_coordinates * (SHORTEST_COORDINATE - 1) + 1
+
+
+def check_server(info: ServerInfo, name: str, folder: Path) -> None:
+    """Raise ConfigError when a server's tokenizer is not the learner's."""
+    own = folder / "tokenizer.json"
+    digest = hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else ""
+    if digest and info.tokenizer_digest and digest != info.tokenizer_digest:
+        raise ConfigError(
+            f"model.model: {name} serves {info.model} with another tokenizer ({info.tokenizer_digest[:12]}) than "
+            f"{folder} ({digest[:12]}); start both from one checkpoint"
+        )
