@@ -95,7 +95,7 @@ class Checkpoints:
         return final
 
     def restore(self, folder: Path) -> TrainerState:
-        """Take optimizer state, schedule, random numbers and best score from a checkpoint whose weights are loaded already.
+        """Take all but the weights from a checkpoint: optimizer, schedule, random numbers, best score.
 
         Raises DataError when it was saved with `save_only_model`.
         """

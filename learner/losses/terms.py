@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learner.detection.vocabulary import NUM_BINS
 from learner.losses.boxes import box_l1, giou_loss
 from learner.losses.coordinates import expected_coordinate, soft_ce, w1
 from learner.losses.token_ce import token_ce
@@ -67,7 +68,7 @@ def loss_terms(
     log_probabilities = torch.log_softmax(slot_scores / weights.temperature, dim=-1)
     probabilities = log_probabilities.exp()
 
-    expected, true = expected_coordinate(probabilities), batch.box_bins / (slot_scores.shape[-1] - 1)
+    expected, true = expected_coordinate(probabilities), batch.box_bins / (NUM_BINS - 1)
     l1, giou = box_l1(expected, true).sum(), giou_loss(expected, true).sum()
     coord = -weights.coord_gate * log_mass.sum()
     if weights.coord_soft_ce:

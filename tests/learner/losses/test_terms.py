@@ -1,0 +1,109 @@
+"""The loss of a pack put together from its terms, on logits made by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from learner.losses.terms import LossTerms, LossWeights, loss_terms
+from learner.losses.token_ce import token_ce
+from learner.packing.collate import PackedBatch
+from learner.plan.step_plan import StepTotals
+
+NUM_WORDS = 24
+COORDINATE_IDS = torch.arange(NUM_WORDS, NUM_WORDS + 1000)
+BINS = (100, 200, 300, 400)
+NOTHING = torch.zeros(0, dtype=torch.long)
+ONLY_CE = LossWeights(bbox_l1=0, bbox_giou=0, coord_gate=0)
+
+
+def batch_of(
+    labels: list[int], ce_weights: list[float], slots: list[list[int]], bins: list[tuple[int, ...]]
+) -> PackedBatch:
+    return PackedBatch(
+        record_ids=("a:1", "a:2"),
+        layout="rows",
+        input_ids=NOTHING,
+        position_ids=NOTHING,
+        cu_seqlens=NOTHING,
+        max_seqlen=0,
+        image_mask=NOTHING,
+        pixel_values=NOTHING,
+        image_grid=NOTHING,
+        predictor_rows=NOTHING,
+        predictor_columns=NOTHING,
+        labels=torch.tensor(labels),
+        ce_weights=torch.tensor(ce_weights),
+        box_slots=torch.tensor(slots, dtype=torch.long).reshape(-1, 4),
+        box_bins=torch.tensor(bins, dtype=torch.long).reshape(-1, 4),
+    )
+
+
+def one_box(weights: LossWeights, scores: Tensor, totals: StepTotals = StepTotals(2, 1)) -> LossTerms:
+    batch = batch_of([NUM_WORDS + bin for bin in BINS], [0.0] * 4, [[0, 1, 2, 3]], [BINS])
+    return loss_terms(scores, batch, totals, weights, COORDINATE_IDS)
+
+
+def certain_of(bins: tuple[int, ...]) -> Tensor:
+    scores = torch.full((4, NUM_WORDS + 1000), -1e4)
+    scores[torch.arange(4), NUM_WORDS + torch.tensor(bins)] = 0
+    return scores
+
+
+def test_token_ce_is_transformers_cross_entropy() -> None:
+    scores, labels = torch.randn(5, 30), torch.tensor([0, 3, 29, 3, 7])
+    expected = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
+    torch.testing.assert_close(token_ce(scores, scores.logsumexp(-1), labels), expected)
+
+
+def test_cross_entropy_is_weighted_and_divided_by_the_samples_of_the_step() -> None:
+    batch = batch_of([1, 2, 3], [0.5, 0.25, 0.0], [], [])
+    terms = loss_terms(torch.zeros(3, NUM_WORDS + 1000), batch, StepTotals(10, 1), ONLY_CE, COORDINATE_IDS)
+    assert terms.ce.item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000))
+    assert terms.total.item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000) / 10)
+    assert (terms.num_samples, terms.num_boxes) == (2, 0)
+
+
+def test_a_box_that_is_right_and_certain_costs_nothing() -> None:
+    terms = one_box(LossWeights(coord_w1=1.0), certain_of(BINS))
+    assert terms.total.item() == pytest.approx(0.0, abs=1e-5)
+    assert terms.coord_mass.item() == pytest.approx(4.0)
+
+
+def test_box_terms_are_divided_by_the_boxes_of_the_step() -> None:
+    shifted = (100, 200, 300, 300)  # half the height: IoU 1/2, hull = true box
+    terms = one_box(LossWeights(bbox_l1=2, bbox_giou=1, coord_gate=0), certain_of(shifted), StepTotals(2, 5))
+    assert terms.bbox_l1.item() == pytest.approx(100 / 999 / 4)
+    assert terms.bbox_giou.item() == pytest.approx(0.5, abs=1e-5)
+    assert terms.total.item() == pytest.approx((2 * 100 / 999 / 4 + 0.5) / 5, rel=1e-4)
+
+
+def test_the_gate_is_the_log_of_the_mass_inside_the_coordinates() -> None:
+    terms = one_box(
+        LossWeights(bbox_l1=0, bbox_giou=0, coord_gate=3), torch.zeros(4, NUM_WORDS + 1000), StepTotals(2, 5)
+    )
+    mass = 1000 / (NUM_WORDS + 1000)
+    assert terms.coord_mass.item() == pytest.approx(4 * mass)
+    assert terms.coord.item() == pytest.approx(-3 * 4 * math.log(mass), rel=1e-4)
+    assert terms.total.item() == pytest.approx(-3 * math.log(mass) / 5, rel=1e-4)
+
+
+def test_temperature_sharpens_the_expectation_and_leaves_the_gate_alone() -> None:
+    scores = torch.zeros(4, NUM_WORDS + 1000)
+    scores[:, NUM_WORDS] = 4.0
+    warm, cold = (one_box(LossWeights(temperature=tau), scores) for tau in (1.0, 0.1))
+    assert cold.bbox_l1.item() == pytest.approx(sum(BINS) / 4 / 999, rel=1e-3)  # all mass on bin 0
+    assert warm.bbox_l1.item() < cold.bbox_l1.item()
+    assert cold.coord.item() == warm.coord.item()
+
+
+@pytest.mark.parametrize("name", ["bbox_l1", "bbox_giou", "coord_gate", "coord_soft_ce", "coord_w1"])
+def test_each_weight_scales_its_own_term(name: str) -> None:
+    scores = torch.randn(4, NUM_WORDS + 1000, generator=torch.Generator().manual_seed(0))
+    none = LossWeights(bbox_l1=0, bbox_giou=0, coord_gate=0)
+    one, three = (one_box(replace(none, **{name: weight}), scores).total.item() for weight in (1.0, 3.0))
+    assert one_box(none, scores).total.item() == 0
+    assert one > 0
+    assert three == pytest.approx(3 * one, rel=1e-5)

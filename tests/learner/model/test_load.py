@@ -1,0 +1,31 @@
+"""Loading: what the names in the configuration mean on a device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.model.load import attention_for, compute_dtype_for, load_model
+from shared.errors import ConfigError
+
+
+def test_masters_are_float32_whatever_is_computed_in(tiny_folder: Path) -> None:
+    loaded = load_model(str(tiny_folder), dtype="bfloat16", device="cpu")
+    assert loaded.compute_dtype is torch.bfloat16
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert loaded.layout == "rows"
+
+
+def test_a_name_that_is_no_checkpoint_is_an_error_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"model.model: 'no/such/model' is no folder"):
+        load_model("no/such/model", device="cpu")
+
+
+def test_an_unknown_dtype_is_an_error_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match=r"model.dtype: got 'int8'; use auto or one of float32, bfloat16"):
+        compute_dtype_for(torch.device("cpu"), "int8")
+
+
+def test_a_named_attention_is_taken_as_it_is() -> None:
+    assert attention_for(torch.device("cpu"), "sdpa") == "sdpa"
+    assert attention_for(torch.device("cpu"), "auto") == "matmul"

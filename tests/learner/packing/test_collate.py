@@ -1,0 +1,90 @@
+"""Collation: where tokens, positions, labels and boxes of a pack land in its tensors."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner.packing.collate import Layout, PackedBatch, collate, rope_positions
+from shared.errors import DataError
+
+IMAGE = 9
+
+
+def collated(bench: Any, pack: Any, layout: Layout) -> PackedBatch:
+    return collate(
+        pack,
+        image_token_id=bench.loaded.image_token_id,
+        pad_token_id=bench.tokenizer.pad_token_id,
+        merge_size=bench.loaded.merge_size,
+        layout=layout,
+    )
+
+
+@pytest.mark.parametrize("grid", [(1, 2, 2), (1, 8, 8), (1, 4, 12), (1, 16, 2)])
+def test_rope_positions_are_the_models_own(workbench: Any, grid: tuple[int, int, int]) -> None:
+    sample = workbench.sample(1, 2, grid=grid)
+    ids = torch.tensor([sample.target.token_ids])
+    types = (ids == workbench.loaded.image_token_id).int()
+    expected, _ = workbench.loaded.model.model.get_rope_index(ids, types, image_grid_thw=torch.tensor([grid]))
+    found = rope_positions(ids[0].numpy(), grid, workbench.loaded.image_token_id, 2, "made:1")
+    np.testing.assert_array_equal(found, expected[:, 0])
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [IMAGE] * 3, [IMAGE, IMAGE, 1, IMAGE, IMAGE], [IMAGE] * 5])
+def test_placeholders_that_do_not_fit_the_image_are_an_error_with_both_numbers(ids: list[int]) -> None:
+    with pytest.raises(DataError, match=rf"cats:7: .* run of 4 .* holds {ids.count(IMAGE)}"):
+        rope_positions(np.array(ids), (1, 4, 4), IMAGE, 2, "cats:7")
+
+
+@pytest.mark.parametrize("layout", ["rows", "flat"])
+def test_every_supervised_token_is_predicted_from_the_one_before_it(
+    workbench: Any, pack_of: Any, layout: Layout
+) -> None:
+    samples = [workbench.sample(seed, count) for seed, count in ((0, 3), (1, 0), (2, 1))]
+    batch = collated(workbench, pack_of(*samples), layout)
+    following = batch.input_ids[batch.predictor_rows, batch.predictor_columns + 1]
+    assert following.equal(batch.labels)
+    expected = [
+        sample.target.token_ids[place]
+        for sample in samples
+        for place in sorted({*sample.target.ce_positions, *(p for places, _ in sample.target.boxes for p in places)})
+    ]
+    assert batch.labels.tolist() == expected
+
+
+@pytest.mark.parametrize("layout", ["rows", "flat"])
+def test_box_slots_point_at_their_own_coordinate_tokens(workbench: Any, pack_of: Any, layout: Layout) -> None:
+    samples = [workbench.sample(seed, count) for seed, count in ((0, 3), (1, 0), (2, 1))]
+    batch = collated(workbench, pack_of(*samples), layout)
+    assert batch.box_bins.tolist() == [list(bins) for sample in samples for _, bins in sample.target.boxes]
+    assert batch.labels[batch.box_slots].equal(workbench.coordinate_ids[batch.box_bins])
+
+
+def test_weights_are_divided_by_the_samples_own_denominator(workbench: Any, pack_of: Any) -> None:
+    sample = workbench.sample(0, 2, desc_ce_weight=4.0)
+    doubled = replace(sample, target=replace(sample.target, ce_denominator=2 * sample.target.ce_denominator))
+    batch = collated(workbench, pack_of(sample, doubled), "rows")
+    whole, half = (batch.ce_weights[batch.predictor_rows == row] for row in (0, 1))
+    assert whole.sum().item() == pytest.approx(1.0)
+    torch.testing.assert_close(half, whole / 2)
+
+
+def test_a_coordinate_with_cross_entropy_and_a_box_is_one_position(workbench: Any, pack_of: Any) -> None:
+    plain, both = workbench.sample(0, 2), workbench.sample(0, 2, coord_ce_weight=1.0)
+    batches = [collated(workbench, pack_of(sample), "rows") for sample in (plain, both)]
+    assert batches[0].labels.equal(batches[1].labels)
+    slots = batches[0].box_slots.flatten()
+    assert batches[0].ce_weights[slots].eq(0).all()
+    assert batches[1].ce_weights[slots].gt(0).all()
+
+
+def test_flat_rows_hold_no_padding_and_know_their_borders(workbench: Any, pack_of: Any) -> None:
+    samples = [workbench.sample(seed, 1) for seed in range(3)]
+    batch = collated(workbench, pack_of(*samples), "flat")
+    lengths = [sample.num_tokens for sample in samples]
+    assert batch.input_ids.shape == (1, sum(lengths))
+    assert batch.cu_seqlens.diff().tolist() == lengths
+    assert batch.position_ids[:, 0, batch.cu_seqlens[:-1]].eq(0).all()
