@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from compose.readiness import ServerProcess, wait_until_ready
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
+from shared.weights_root import weights_root
 
 SERVER_GRACE_S = 10.0
 WORK_GRACE_S = 20.0
@@ -48,7 +48,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Work:
-    """The process that the servers are there for: `python -m MODULE --config FILE ARGUMENTS… OVERRIDES…`.
+    """The process that the servers are there for: `python -m MODULE --config FILE ARGUMENTS… ADDRESSES`.
 
     `needs_servers` starts them even where the config alone would not ask for any.
     """
@@ -92,13 +92,10 @@ def run_supervised(
     plan = _plan(launch, work)
     try:
         with _signals_raised(), ExitStack() as stack:
-            weights_root = stack.enter_context(_weights_folder(plan.config))
-            servers = [
-                _start_server(launch, plan, index, server_module, weights_root, stack)
-                for index in range(len(plan.ports))
-            ]
+            stack.callback(_drop_weights, plan.config)
+            servers = [_start_server(launch, plan, index, server_module, stack) for index in range(len(plan.ports))]
             wait_until_ready(servers, launch.wait_timeout, launch.wait_interval, console)
-            child = _start_work(launch, plan, work, servers, weights_root, stack)
+            child = _start_work(launch, plan, work, servers, stack)
             return _watch(child, servers, console)
     except _Signalled as stop:
         return 128 + stop.number
@@ -163,28 +160,16 @@ def _free_ports(host: str, first: int, count: int) -> tuple[int, ...]:
     return tuple(ports)
 
 
-@contextmanager
-def _weights_folder(config: Config) -> Iterator[Path]:
-    """The folder of the file transport: the config's own, or one in shared memory for as long as the run lasts."""
-    given = config.rollout.vllm.sync.weights_root
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given.resolve()
-        return
-    shared_memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="boxloop-weights-", dir=shared_memory if shared_memory.is_dir() else None)
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _drop_weights(config: Config) -> None:
+    """Free the shared memory that the run's weights took, unless the folder is the user's own."""
+    if config.rollout.vllm.sync.weights_root is None:
+        shutil.rmtree(weights_root(config), ignore_errors=True)
 
 
-def _start_server(
-    launch: Launch, plan: _Plan, index: int, module: str, weights_root: Path, stack: ExitStack
-) -> ServerProcess:
+def _start_server(launch: Launch, plan: _Plan, index: int, module: str, stack: ExitStack) -> ServerProcess:
     port, size = plan.ports[index], plan.gpus_per_server
     gpus = launch.server_gpus[index * size : (index + 1) * size]
-    arguments = ("--config", str(plan.resolved), "--port", str(port), f"{VLLM}.sync.weights_root={weights_root}")
+    arguments = ("--config", str(plan.resolved), "--port", str(port))
     child = ChildProcess(
         ProcessSpec(
             name=f"server-{index}",
@@ -200,16 +185,16 @@ def _start_server(
 
 
 def _start_work(
-    launch: Launch, plan: _Plan, work: Work, servers: list[ServerProcess], weights_root: Path, stack: ExitStack
+    launch: Launch, plan: _Plan, work: Work, servers: list[ServerProcess], stack: ExitStack
 ) -> ChildProcess:
     addresses = yaml.safe_dump(
         [{"base_url": server.base_url} for server in servers], default_flow_style=True, width=10**6
     )
-    overrides = (f"{VLLM}.server.servers={addresses.strip()}", f"{VLLM}.sync.weights_root={weights_root}")
+    override = f"{VLLM}.server.servers={addresses.strip()}"
     child = ChildProcess(
         ProcessSpec(
             name=work.name,
-            argv=(sys.executable, "-m", work.module, "--config", str(plan.resolved), *work.arguments, *overrides),
+            argv=(sys.executable, "-m", work.module, "--config", str(plan.resolved), *work.arguments, override),
             environment=_environment(launch, plan, launch.train_gpus),
             log=plan.config.training.output_dir / f"{work.name}.log",
             on_console=True,

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shared.config.load import load_config
+from shared.weights_root import weights_root
+
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
@@ -138,15 +141,23 @@ def test_a_run_that_ends_well_gives_0_and_leaves_nothing(start: Start) -> None:
     address = re.findall(r"servers=(\[.*?\])", learner)[0]
     port = re.findall(r"--port (\d+)", run.log("server-0"))[0]
     assert yaml.safe_load(address) == [{"base_url": f"http://127.0.0.1:{port}"}]
-    roots = re.findall(r"sync\.weights_root=(\S+)", learner + run.log("server-0"))
-    assert len(roots) == 2
-    assert len(set(roots)) == 1
     assert "proxy None" in learner
     assert int(re.findall(r"token (\d+)", learner)[0]) >= 32
     assert "a warning" in learner
     assert "a warning" in run.told
     assert yaml.safe_load((run.folder / "config.resolved.yaml").read_text())["training"]["seed"] == 7
     assert_nothing_is_left(run, at_least=3)
+
+
+def test_shared_memory_is_freed_at_the_end(start: Start) -> None:
+    run = start(FAKE_SECONDS="30")
+    wait_for(lambda: "argv" in run.log("learner"))
+    folder = weights_root(load_config(run.folder / "config.resolved.yaml"))
+    folder.mkdir(exist_ok=True)
+    (folder / "weights").write_bytes(b"0")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 143, run.told
+    assert not folder.exists()
 
 
 def test_several_servers_share_the_gpus_and_stop_in_reverse_order(start: Start) -> None:
