@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from learner.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state
 from learner.learn import Learner
@@ -62,7 +62,8 @@ def test_a_checkpoint_is_a_plain_hugging_face_folder(trained: Trained, pack_of: 
     assert all(again.state_dict()[name].equal(tensor) for name, tensor in ours.state_dict().items())
     assert "matmul" not in (folder / "config.json").read_text()
     assert load_tokenizer(str(folder)).get_vocab() == trained.bench.tokenizer.get_vocab()
-    assert AutoImageProcessor.from_pretrained(folder, backend="pil").patch_size == 16
+    processor = "preprocessor_config.json"
+    assert (folder / processor).read_bytes() == (trained.bench.loaded.folder / processor).read_bytes()
 
 
 def test_a_resumed_run_ends_with_the_losses_of_one_that_was_not_stopped(
