@@ -108,7 +108,7 @@ def run_demo(minutes: float, engine: str, seed: int, out: Path | None, tokenizer
 
 
 def fresh_folder(out: Path | None) -> Path:
-    """The folder of this demo; one that holds something is never written into. Raises ConfigError for such an `--out`."""
+    """The folder of this demo. Raises ConfigError for an `--out` that holds something already."""
     if out is None:
         tries = (Path("runs") / (f"demo-{number}" if number > 1 else "demo") for number in range(1, 10_000))
         return next(folder for folder in tries if not folder.exists())

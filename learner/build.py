@@ -15,6 +15,7 @@ from learner.data.prompt import Encoder
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluate import Evaluation, EvaluationPlan
+from learner.guard import Guard
 from learner.learn import Learner
 from learner.model.load import load_model, load_tokenizer
 from learner.optim import StepOptimizer, freeze
@@ -29,6 +30,7 @@ from learner.parts import (
 from learner.plan.planner import Planner
 from learner.preflight import check_server, without_long_records
 from learner.progress import Progress
+from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.rollouts.connect import server_clients
 from learner.run import Run
@@ -81,7 +83,7 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
         for server in pool.servers:
             check_server(await server.info(), server.name, loaded.folder)
         channels = [WeightChannel(client, config.rollout.vllm.server.timeout_s) for client in clients]
-        weights = WeightPublisher(channels, FileTransport(weights_root(config)), loaded.model.state_dict, lane)
+        weights = WeightPublisher(channels, FileTransport(weights_root(config)), loaded.weights, lane)
         yield Run(
             planner=planner,
             progress=progress,
@@ -101,6 +103,8 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
             ),
             checkpoints=checkpoints,
             sinks=sinks,
+            monitor=Monitor(config.rollout.monitor_dump, training.output_dir / "pictures", vocabulary),
+            guard=Guard(config.stage2.guard),
         )
 
 

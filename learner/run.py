@@ -7,11 +7,13 @@ from learner.checkpoint import Checkpoints
 from learner.compute import ComputeLane
 from learner.data.prompt import Encoder
 from learner.evaluate import Evaluation
+from learner.guard import Guard
 from learner.learn import Learner
 from learner.objectives.objective import Objective
 from learner.plan.planner import Planner
 from learner.plan.step_plan import StepPlan
 from learner.progress import Progress
+from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.stages import GroupPacker, RolloutSource
 from learner.teacher import Teacher
@@ -44,6 +46,8 @@ class Run:
     evaluation: Evaluation
     checkpoints: Checkpoints
     sinks: Sinks
+    monitor: Monitor
+    guard: Guard
 
     async def steps(self) -> AsyncIterator[StepPlan]:
         """Plan one step at a time from where the run stands until the plan's end."""

@@ -25,7 +25,10 @@ async def train(run: Run) -> None:
                 report.add_pack(await run.compute(run.learner.accumulate, pack, objective, step.totals))
         update = await run.compute(run.learner.update)  # exactly one optimizer step
         run.progress.advance(step)
-        run.sinks.write(report.closed(update, run.compute))
+        record = report.closed(update, run.compute)
+        run.sinks.write(record)
+        await run.monitor.write(record)
+        run.sinks.warn(run.guard.watch(record))
         if run.evaluation.due(run.progress):
             await run.evaluation.run(run.progress)
         if run.checkpoints.due(run.progress):

@@ -39,6 +39,10 @@ class LoadedModel:
         """Name of the attention that transformers dispatches to."""
         return str(self.model.config.text_config._attn_implementation)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All weights under their Hugging Face names, each once: a head tied to the embeddings is left out."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Context in which matrix products run in `compute_dtype`."""
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)

@@ -25,7 +25,7 @@ class Sinks:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._console = console
-        self._num_steps = progress.num_steps
+        self._progress = progress
         self._logging_steps = logging_steps
         self._log_first = log_first
         self._waiting = Tallies()
@@ -47,11 +47,21 @@ class Sinks:
         self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
         for lost in step.lost:
             self._console.print(f"[yellow]step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}")
-        due = finished % self._logging_steps == 0 or finished == self._num_steps or (self._log_first and finished == 1)
+        due = (
+            finished % self._logging_steps == 0
+            or finished == self._progress.num_steps
+            or (self._log_first and finished == 1)
+        )
         if due:
             metrics, self._waiting = self._waiting.reduced(), Tallies()
             self.append({"step": finished, "channel": step.channel.value, **metrics})
-            self._console.print(console_line(finished, self._num_steps, step.channel, metrics))
+            self._console.print(console_line(finished, self._progress.num_steps, step.channel, metrics))
+
+    def warn(self, message: str | None) -> None:
+        """Tell the user, and the log, if there is something to tell."""
+        if message:
+            self._console.print(f"warning: {message}", style="yellow", markup=False)
+            self.append({"step": self._progress.step, "warning": message})
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line to `logging.jsonl`."""

@@ -21,6 +21,7 @@ class StepRecord:
     channel: Channel
     seconds: float
     tallies: Tallies
+    learned: tuple[LearnedRollout, ...]
     lost: tuple[LostSample, ...]
 
 
@@ -33,7 +34,7 @@ class StepReport:
         self._tallies = Tallies()
         self._seconds: dict[str, float] = {}
         self._first_request_at: float | None = None
-        self._arrivals: list[float] = []
+        self._learned: list[LearnedRollout] = []
         self._packs: list[PackReport] = []
         self._lost: list[LostSample] = []
 
@@ -57,7 +58,7 @@ class StepReport:
 
     def add_rollout(self, learned: LearnedRollout, seconds: float) -> None:
         """Count one answer and the seconds that parsing, matching and its target took."""
-        self._arrivals.append(learned.rollout.arrived_at)
+        self._learned.append(learned)
         self.add_time("time/rollout_parse_match_s", seconds)
         count_answer(self._tallies, learned, self._plan.step)
 
@@ -71,7 +72,7 @@ class StepReport:
         count_update(tallies, update)
         tallies.note("epoch", self._plan.epoch)
         self._count_times(tallies, step_s, update, lane)
-        return StepRecord(self._plan.step, self._plan.channel, step_s, tallies, tuple(self._lost))
+        return StepRecord(self._plan.step, self._plan.channel, step_s, tallies, tuple(self._learned), tuple(self._lost))
 
     def _count_packs(self, tallies: Tallies) -> None:
         num_packs = len(self._packs)
@@ -89,7 +90,8 @@ class StepReport:
             self.add_time("time/backward_s", pack.backward_s)
         self.add_time("time/optimizer_s", update.optimizer_s)
         self.add_time("time/encode_s", 0.0)
-        generate_s = max(self._arrivals) - self._first_request_at if self._arrivals and self._first_request_at else 0.0
+        arrivals = [learned.rollout.arrived_at for learned in self._learned]
+        generate_s = max(arrivals) - self._first_request_at if arrivals and self._first_request_at else 0.0
         self.add_time("time/rollout_generate_s", generate_s)
         computing = sum(
             self._seconds[f"time/{part}_s"] for part in ("post_rollout_pack", "forward", "backward", "optimizer")
@@ -99,9 +101,7 @@ class StepReport:
         encoding = min(idle, self._seconds["time/encode_s"]) if is_b else idle
         if is_b:
             self.add_time("time/rollout_wait_s", idle - encoding)
-            self.add_time(
-                "time/overlap_s", lane.busy_s(min(self._arrivals), max(self._arrivals)) if self._arrivals else 0
-            )
+            self.add_time("time/overlap_s", lane.busy_s(min(arrivals), max(arrivals)) if arrivals else 0.0)
         shares = {
             "learner_computing": computing,
             "learner_syncing": syncing,
