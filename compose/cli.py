@@ -86,7 +86,9 @@ def demo(
     engine: Annotated[str, typer.Option(help="Decoding engine: hf or vllm.")] = "hf",
     seed: Annotated[int, typer.Option(help="Seed of data, model and order.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for everything the demo writes.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="fused: JSON glue as single tokens; plain: as Qwen has it.")] = "fused",
+    tokenizer: Annotated[
+        str, typer.Option(help="plain, or fused: one token ends an object and opens the next.")
+    ] = "plain",
 ) -> None:
     """The whole story on a CPU: data, a tiny model, Stage 1, Stage 2 with both processes, a control, a report."""
     from compose.demo import run_demo

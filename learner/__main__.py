@@ -23,8 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         config = load_config(options.config, options.overrides)
-        if not options.evaluate:
-            save_resolved(config, config.training.output_dir / "config.resolved.yaml")
+        resolved = config.training.output_dir / "config.resolved.yaml"
+        if not options.evaluate and resolved.resolve() != options.config.resolve():
+            save_resolved(config, resolved)
         return asyncio.run(until_signalled(config, console, options.evaluate))
     except BoxloopError as error:
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False)

@@ -33,6 +33,7 @@ from learner.progress import Progress
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.rollouts.connect import server_clients
+from learner.rollouts.remote import RolloutServer
 from learner.run import Run
 from learner.stages import RolloutSource
 from learner.weight_sync.client import WeightChannel
@@ -79,10 +80,11 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
             Sinks(log, console, progress, training.logging_steps, log_first=training.logging_first_step)
         )
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
-        pool = pool_for(config, clients, sampling)
+        section = config.rollout.vllm.server
+        pool = pool_for(config, [RolloutServer(client, section.stall_timeout_s) for client in clients], sampling)
         for server in pool.servers:
             check_server(await server.info(), server.name, loaded.folder)
-        channels = [WeightChannel(client, config.rollout.vllm.server.timeout_s) for client in clients]
+        channels = [WeightChannel(client, section.timeout_s) for client in clients]
         weights = WeightPublisher(channels, FileTransport(weights_root(config)), loaded.weights, lane)
         yield Run(
             planner=planner,

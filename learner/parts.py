@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import httpx
 import torch
 
 from learner.data.jsonl import RecordSource
@@ -112,11 +111,10 @@ def planner_for(config: Config, source: RecordSource) -> Planner:
     )
 
 
-def pool_for(config: Config, clients: Sequence[httpx.AsyncClient], sampling: Sampling) -> RolloutPool:
+def pool_for(config: Config, servers: Sequence[RolloutServer], sampling: Sampling) -> RolloutPool:
     """The servers of the run. Repeatable runs send fixed batches, one at a time to each server."""
     rollout = config.rollout
     per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size
     if rollout.deterministic:
         per_request = in_flight = per_request or config.rollouts_per_step
-    servers = [RolloutServer(client, rollout.vllm.server.stall_timeout_s) for client in clients]
     return RolloutPool(servers, sampling, per_request, in_flight)
