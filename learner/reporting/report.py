@@ -93,6 +93,7 @@ def run_section(run: RunLog) -> str:
     """One run: where it ended, its curves, where its time went, and what its answers look like."""
     blocks = (
         ("", tiles(run)),
+        ("Warnings", warnings(run)),
         ("Curves", f'<div class="charts">{curves(run)}</div>'),
         ("Where the time went", wall_time(run)),
         ("Pictures", pictures(run.pictures)),
@@ -121,6 +122,12 @@ def tiles(run: RunLog) -> str:
         )
         + "</div>"
     )
+
+
+def warnings(run: RunLog) -> str:
+    """What the run warned of, and when."""
+    lines = (f"<li>After step {record.step}: {escape(record.warning)}</li>" for record in run.warnings)
+    return f"<ul>{''.join(lines)}</ul>" if run.warnings else ""
 
 
 def _waiting(run: RunLog) -> float:

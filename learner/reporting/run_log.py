@@ -15,11 +15,15 @@ _PICTURE = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)-(?P<record>.+)\.png")
 
 @dataclass(frozen=True)
 class LoggedRecord:
-    """One line of `logging.jsonl`: a logged step, or an evaluation (`channel` None) after `step` finished steps."""
+    """One line of `logging.jsonl`, written after `step` finished steps.
+
+    A logged step has a `channel`, an evaluation has none, and a `warning` stands alone.
+    """
 
     step: int
     channel: str | None
     metrics: Mapping[str, float]
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class RunLog:
 
     @property
     def evaluations(self) -> list[LoggedRecord]:
-        return [record for record in self.records if record.channel is None]
+        return [record for record in self.records if record.channel is None and record.metrics]
+
+    @property
+    def warnings(self) -> list[LoggedRecord]:
+        return [record for record in self.records if record.warning]
 
     def points(self, metric: str, channel: str | None = None) -> list[tuple[int, float]]:
         """(step, value) wherever the metric was logged, of one channel's steps if that is given."""
@@ -92,7 +100,7 @@ def _records(log: Path) -> Iterator[LoggedRecord]:
                 for name, value in content.items()
                 if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
             }
-            yield LoggedRecord(int(content["step"]), content.get("channel"), metrics)
+            yield LoggedRecord(int(content["step"]), content.get("channel"), metrics, content.get("warning", ""))
         except (orjson.JSONDecodeError, KeyError, AttributeError) as error:
             raise DataError(f"{log}:{number}: not a record of this log ({error!r}): {line[:80]!r}") from None
 

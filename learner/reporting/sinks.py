@@ -46,7 +46,8 @@ class Sinks:
         finished = step.step + 1
         self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
         for lost in step.lost:
-            self._console.print(f"[yellow]step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}")
+            message = f"step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}"
+            self._console.print(message, style="yellow", markup=False)
         due = (
             finished % self._logging_steps == 0
             or finished == self._progress.num_steps

@@ -82,44 +82,48 @@ class StepReport:
         tallies.count("packing/num_packs", num_packs, 1)
 
     def _count_times(self, tallies: Tallies, step_s: float, update: Update, lane: ComputeLane) -> None:
-        """Book every second of both sides to one state; what is left over is waiting."""
-        is_b = self._plan.channel is Channel.B
-        for pack in self._packs:
-            self.add_time("time/post_rollout_pack_s", pack.collate_s)
-            self.add_time("time/forward_s", pack.forward_s)
-            self.add_time("time/backward_s", pack.backward_s)
-        self.add_time("time/optimizer_s", update.optimizer_s)
+        """Count what each part took; what is left of the step was waiting."""
+        computing = {
+            "time/post_rollout_pack_s": sum(pack.collate_s for pack in self._packs),
+            "time/forward_s": sum(pack.forward_s for pack in self._packs),
+            "time/backward_s": sum(pack.backward_s for pack in self._packs),
+            "time/optimizer_s": update.optimizer_s,
+        }
+        for name, seconds in computing.items():
+            self.add_time(name, seconds)
         self.add_time("time/encode_s", 0.0)
         arrivals = [learned.rollout.arrived_at for learned in self._learned]
         generate_s = max(arrivals) - self._first_request_at if arrivals and self._first_request_at else 0.0
         self.add_time("time/rollout_generate_s", generate_s)
-        computing = sum(
-            self._seconds[f"time/{part}_s"] for part in ("post_rollout_pack", "forward", "backward", "optimizer")
-        )
-        syncing = self._seconds.get("time/sync_s", 0.0)
-        idle = max(0.0, step_s - computing - syncing)
-        encoding = min(idle, self._seconds["time/encode_s"]) if is_b else idle
-        if is_b:
-            self.add_time("time/rollout_wait_s", idle - encoding)
+        waiting_s = self._count_shares(tallies, step_s, sum(computing.values()), generate_s)
+        if self._plan.channel is Channel.B:
+            self.add_time("time/rollout_wait_s", waiting_s)
             self.add_time("time/overlap_s", lane.busy_s(min(arrivals), max(arrivals)) if arrivals else 0.0)
+            new_tokens = tallies.numerator("rollout/gen_new_tokens_mean")
+            tallies.count("rollout/gen_tokens_per_s", new_tokens, generate_s)
+        for name, seconds in self._seconds.items():
+            tallies.count(name, seconds, 1)
+        tallies.count("time/step_s", step_s, 1)
+
+    def _count_shares(self, tallies: Tallies, step_s: float, computing_s: float, generate_s: float) -> float:
+        """Book every second of both sides to one state; return how long the learner waited for rollouts."""
+        is_b = self._plan.channel is Channel.B
+        syncing_s = self._seconds.get("time/sync_s", 0.0)
+        idle_s = max(0.0, step_s - computing_s - syncing_s)
+        encoding_s = min(idle_s, self._seconds["time/encode_s"]) if is_b else idle_s
         shares = {
-            "learner_computing": computing,
-            "learner_syncing": syncing,
-            "learner_waiting_data": encoding,
-            "learner_waiting_rollouts": idle - encoding,
+            "learner_computing": computing_s,
+            "learner_syncing": syncing_s,
+            "learner_waiting_data": encoding_s,
+            "learner_waiting_rollouts": idle_s - encoding_s,
             "server_decoding": generate_s,
-            "server_syncing": syncing,
-            "server_starved": max(0.0, step_s - generate_s - syncing) if is_b else 0.0,
+            "server_syncing": syncing_s,
+            "server_starved": max(0.0, step_s - generate_s - syncing_s) if is_b else 0.0,
             "server_idle": 0.0 if is_b else step_s,
         }
         for name, seconds in shares.items():
             tallies.count(f"share/{name}", seconds, step_s)
-        for name, seconds in self._seconds.items():
-            tallies.count(name, seconds, 1)
-        tallies.count("time/step_s", step_s, 1)
-        if is_b:
-            new_tokens = tallies.numerator("rollout/gen_new_tokens_mean")
-            tallies.count("rollout/gen_tokens_per_s", new_tokens, generate_s)
+        return idle_s - encoding_s
 
 
 def count_update(tallies: Tallies, update: Update) -> None:

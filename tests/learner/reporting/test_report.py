@@ -141,6 +141,13 @@ def test_a_line_that_a_killed_run_left_unfinished_is_passed_over(tmp_path: Path)
     assert [record.step for record in read_runs(tmp_path)[0].records] == [1]
 
 
+def test_warnings_are_told_and_are_no_evaluations(tmp_path: Path) -> None:
+    run_at(tmp_path, step(1, "A"), {"step": 1, "warning": "answers < grow"})
+    (run,) = read_runs(tmp_path)
+    assert (run.evaluations, len(run.warnings)) == ([], 1)
+    assert "<li>After step 1: answers &lt; grow</li>" in write_report(tmp_path).read_text()
+
+
 def test_a_large_picture_is_embedded_as_jpeg(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")

@@ -1,0 +1,157 @@
+"""What a step counted, under the names and on the channels that the catalogue promises."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from learner.compute import ComputeLane
+from learner.detection.record import GroundTruthObject
+from learner.detection.serialize import answer_text
+from learner.learn import PackReport, Update
+from learner.plan.schedule import Channel
+from learner.plan.step_plan import StepPlan
+from learner.reporting.step_report import StepRecord, StepReport
+from learner.reporting.tallies import Tallies
+from learner.rollouts.remote import LostSample
+from learner.teacher import LearnedRollout
+from shared.metrics import metric_named
+
+PlanOf = Callable[[int, Channel], StepPlan]
+LearnedOf = Callable[..., LearnedRollout]
+
+CAT = GroundTruthObject("cat", "bbox_2d", (100, 100, 300, 300))
+DOG = GroundTruthObject("dog", "bbox_2d", (500, 500, 900, 900))
+FAR = GroundTruthObject("ghost", "bbox_2d", (10, 800, 60, 900))
+
+
+def update(**changes: Any) -> Update:
+    sums = {"loss": 1.5, "ce": 3.0, "bbox_l1": 0.6, "bbox_giou": 1.2, "coord": 2.4, "coord_mass": 9.0}
+    rest = {"num_samples": 2, "num_boxes": 3, "grad_norm": 0.7, "learning_rate": 1e-3, "optimizer_s": 0.0}
+    return Update(**{**sums, **rest, **changes})
+
+
+def pack(**changes: Any) -> PackReport:
+    numbers = {"num_targets": 2, "num_tokens": 60, "capacity": 100, "collate_s": 0.0, "forward_s": 0.0}
+    return PackReport(**{**numbers, "backward_s": 0.0, **changes})
+
+
+def closed(report: StepReport, **changes: Any) -> StepRecord:
+    with ComputeLane() as lane:
+        return report.closed(update(**changes), lane)
+
+
+def test_an_a_step_has_no_quality_and_decodes_for_no_time(plan_of: PlanOf) -> None:
+    report = StepReport.opened(plan_of(6, Channel.A))
+    report.add_pack(pack())
+    metrics = closed(report).tallies.reduced()
+    assert (metrics["stage2/channel_a"], metrics["stage2/channel_b"]) == (1, 0)
+    assert metrics["time/rollout_generate_s"] == 0
+    assert not [name for name in metrics if name.startswith("rollout/")]
+    assert {metric_named(name).steps for name in metrics} == {"all"}
+
+
+def test_losses_are_divided_by_what_they_were_summed_over(plan_of: PlanOf) -> None:
+    metrics = closed(StepReport.opened(plan_of(0, Channel.A))).tallies.reduced()
+    expected = {"loss": 1.5, "loss/ce": 1.5, "loss/bbox_l1": 0.2, "loss/bbox_giou": 0.4, "loss/coord": 0.2}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert (metrics["loss/coord_mass"], metrics["grad_norm"], metrics["epoch"]) == pytest.approx((0.75, 0.7, 0.25))
+
+
+def test_packs_are_counted_by_tokens_and_targets(plan_of: PlanOf) -> None:
+    report = StepReport.opened(plan_of(0, Channel.A))
+    report.add_pack(pack(num_targets=3, num_tokens=90))
+    report.add_pack(pack(num_targets=1, num_tokens=30))
+    metrics = closed(report).tallies.reduced()
+    assert metrics["packing/post_rollout_fill"] == pytest.approx(0.6)
+    assert (metrics["packing/post_rollout_segments"], metrics["packing/num_packs"]) == (2, 2)
+
+
+def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, learned_of: LearnedOf) -> None:
+    report = StepReport.opened(plan_of(5, Channel.B))
+    report.add_rollout(learned_of(answer_text([CAT, FAR]) + "<|im_end|>", (CAT, DOG), policy_step=3), 0.0)
+    report.add_rollout(learned_of("no braces", (DOG,), policy_step=5), 0.0)
+    report.add_rollout(learned_of("{}<|im_end|>", policy_step=5), 0.0)
+    report.add_rollout(learned_of('{"object_1": {"desc": "ca', (CAT,), "length", policy_step=5), 0.0)
+    metrics = closed(report).tallies.reduced()
+    expected = {
+        "stage2/raw_rollouts": 4,
+        "stage2/invalid_rollout": 2,
+        "stage2/empty_rollout": 1,
+        "stage2/policy_lag": 0.5,
+        "rollout/parse_truncated_rate": 0.25,
+        "rollout/parse_dropped_invalid": 1,
+        "rollout/parse_dropped_incomplete": 1,
+        "rollout/parse_obj_valid_frac": 2 / 3,
+        "rollout/sample_valid_pred_rate": 0.25,
+        "rollout/sample_any_match_rate": 0.25,
+        "rollout/precision": 0.5,
+        "rollout/recall": 0.25,
+        "rollout/f1": 2 / 6,
+        "rollout/matched_maskiou_mean": 1.0,
+        "rollout/valid_pred_objects": 0.5,
+        "rollout/gt_objects": 1.0,
+        "rollout/matched_for_supervision": 1,
+        "rollout/fn_appended": 3,
+        "rollout/fp": 1,
+        "rollout/pred_per_gt": 0.5,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_decoding_is_timed_from_the_first_request_to_the_last_answer(plan_of: PlanOf, learned_of: LearnedOf) -> None:
+    report = StepReport.opened(plan_of(2, Channel.B))
+    report.decode_opened()
+    started = time.monotonic()
+    answers = [learned_of("{}<|im_end|>", arrived_at=started + seconds) for seconds in (0.5, 2.0, 1.0)]
+    for answer in answers:
+        report.add_rollout(answer, 0.25)
+    metrics = closed(report).tallies.reduced()
+    assert metrics["time/rollout_generate_s"] == pytest.approx(2.0, abs=0.01)
+    assert metrics["rollout/gen_tokens_per_s"] == pytest.approx(
+        sum(len(a.rollout.token_ids) for a in answers) / 2, 0.01
+    )
+    assert metrics["time/rollout_parse_match_s"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("channel", list(Channel))
+def test_every_second_of_the_learner_is_booked_once(plan_of: PlanOf, learned_of: LearnedOf, channel: Channel) -> None:
+    report = StepReport.opened(plan_of(2, channel))
+    time.sleep(0.02)
+    report.add_pack(pack(forward_s=0.004, backward_s=0.006))
+    report.add_time("time/encode_s", 0.003)
+    if channel is Channel.B:
+        report.decode_opened()
+        report.add_time("time/sync_s", 0.002)
+        report.add_rollout(learned_of("{}<|im_end|>", arrived_at=time.monotonic()), 0.0)
+    metrics = closed(report).tallies.reduced()
+    shares = {name: value for name, value in metrics.items() if name.startswith("share/learner_")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert metrics["share/learner_computing"] == pytest.approx(0.01 / metrics["time/step_s"])
+    assert (metrics["share/server_idle"] == 1) == (channel is Channel.A)
+
+
+def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learned_of: LearnedOf) -> None:
+    report = StepReport.opened(plan_of(2, Channel.B))
+    report.decode_opened()
+    lost = LostSample(learned_of("{}").rollout.request, "engine_error", "died", retryable=True)
+    report.add_lost(lost)
+    sums = dict.fromkeys(("loss", "ce", "bbox_l1", "bbox_giou", "coord", "coord_mass"), 0.0)
+    record = closed(report, **sums, num_samples=0, num_boxes=0)
+    assert record.lost == (lost,)
+    assert record.tallies.reduced()["packing/num_packs"] == 0
+
+
+def test_steps_logged_together_are_added_before_they_are_divided(plan_of: PlanOf, learned_of: LearnedOf) -> None:
+    whole = Tallies()
+    for step, answers in enumerate(([answer_text([CAT])], [answer_text([CAT, DOG]), "{}"])):
+        report = StepReport.opened(plan_of(step, Channel.B))
+        for answer in answers:
+            report.add_rollout(learned_of(answer + "<|im_end|>", (CAT, DOG)), 0.0)
+        whole += closed(report).tallies
+    whole += closed(StepReport.opened(plan_of(2, Channel.A))).tallies
+    metrics = whole.reduced()
+    assert metrics["rollout/recall"] == pytest.approx(3 / 6)
+    assert metrics["stage2/channel_b"] == pytest.approx(2 / 3)
+    assert metrics["stage2/raw_rollouts"] == 3
