@@ -91,7 +91,8 @@ class Entries:
     def _see(self, index: int) -> None:
         self._is_repeated = index in self._seen
         self._seen.add(index)
-        self._highest = max(self._highest, index)
+        if index > self._highest:
+            self._highest = index
 
     def _take_apart(self, index: int, entry: Entry, text: str, offset: int, first: int) -> DropReason | None:
         """Find desc and geometry in an entry; the reason when they are not there."""
@@ -126,7 +127,7 @@ class Entries:
 
     def _judge(self, index: int, desc: str, kind: str, marks: str | list[str] | None, first: int, place: Place) -> None:
         """Keep an object whose parts are all there, or drop it. `first` counts the coordinate tokens before it."""
-        if not desc.strip() or _HALF_SURROGATE.search(desc):
+        if not desc.strip() or (not desc.isascii() and _HALF_SURROGATE.search(desc)):
             return self.drop(DropReason.bad_desc)
         if kind not in self._kinds:
             return self.drop(DropReason[kind])

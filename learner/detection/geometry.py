@@ -53,11 +53,10 @@ def box_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
 
     A box without extent has IoU 0 with everything.
     """
-    left_top = np.maximum(a[:, None, :2], b[None, :, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    extent = (right_bottom - left_top).clip(min=0.0)
+    left_top = np.maximum(a[:, None, :2], b[:, :2])
+    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
+    extent = np.maximum(right_bottom - left_top, 0.0)
     intersection = extent[..., 0] * extent[..., 1]
-    area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
-    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-    union = area_a[:, None] + area_b[None, :] - intersection
+    size_a, size_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
+    union = (size_a[:, 0] * size_a[:, 1])[:, None] + size_b[:, 0] * size_b[:, 1] - intersection
     return intersection / np.where(intersection > 0, union, 1.0)

@@ -5,7 +5,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from learner.detection.geometry import bounding_box, box_iou
-from learner.detection.raster import Mask, mask_iou, rasterise
+from learner.detection.raster import mask_iou, rasterise
 from shared.errors import ConfigError
 
 
@@ -67,16 +66,19 @@ def match_objects(
 
     A pair costs 1 − IoU, an unmatched prediction `fp_cost`, an unmatched ground truth `fn_cost`. Candidates of a
     prediction are the `candidate_top_k` ground truths of highest box IoU above 0; pairs of IoU under `maskiou_gate` are
-    forbidden. IoU is exact for two boxes, and of masks when a polygon takes part.
+    forbidden. IoU is exact for two boxes, and of masks when a polygon takes part (of boxes again where a shape is too
+    small for the canvas).
     """
     if not predictions or not ground_truth:
         return Match(missing=tuple(range(len(ground_truth))), extra=tuple(range(len(predictions))))
-    iou = box_iou(_boxes(predictions), _boxes(ground_truth))
+    boxes = np.array([bounding_box(shape.bins) for shape in (*predictions, *ground_truth)], dtype=np.float64)
+    iou = box_iou(boxes[: len(predictions)], boxes[len(predictions) :])
     candidates = _candidates(iou, config.candidate_top_k)
-    _replace_by_mask_iou(iou, candidates, predictions, ground_truth, config.maskiou_resolution)
+    if any(shape.kind == "poly" for shape in (*predictions, *ground_truth)):
+        _put_mask_iou(iou, candidates, predictions, ground_truth, config.maskiou_resolution)
     allowed = candidates & (iou >= config.maskiou_gate)
     # What a pair saves against leaving both sides alone; an assignment of nothing but savings is optimal.
-    saved = np.where(allowed, (config.fp_cost + config.fn_cost - 1.0) + iou, 0.0).clip(min=0.0)
+    saved = np.maximum(allowed * (iou + (config.fp_cost + config.fn_cost - 1.0)), 0.0)
     rows, columns = linear_sum_assignment(saved, maximize=True)
     pairs = tuple(
         (i, j, float(iou[i, j])) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if saved[i, j] > 0
@@ -90,38 +92,34 @@ def match_objects(
     )
 
 
-def _boxes(shapes: Sequence[Shape]) -> NDArray[np.float64]:
-    return np.array([bounding_box(shape.bins) for shape in shapes], dtype=np.float64)
-
-
 def _candidates(iou: NDArray[np.float64], top_k: int) -> NDArray[np.bool_]:
     """[P, G]: which ground truths are looked at for each prediction."""
-    overlaps = iou > 0
-    if iou.shape[1] <= top_k:
-        return overlaps
-    best = np.argsort(-iou, axis=1, kind="stable")[:, :top_k]
-    is_best = np.zeros_like(overlaps)
-    np.put_along_axis(is_best, best, True, axis=1)
-    return overlaps & is_best
+    candidates = iou > 0
+    if iou.shape[1] > top_k:
+        for row in np.flatnonzero(candidates.sum(axis=1) > top_k):
+            candidates[row, np.argsort(-iou[row], kind="stable")[top_k:]] = False
+    return candidates
 
 
-def _replace_by_mask_iou(
+def _put_mask_iou(
     iou: NDArray[np.float64],
     candidates: NDArray[np.bool_],
     predictions: Sequence[Shape],
     ground_truth: Sequence[Shape],
     resolution: int,
 ) -> None:
-    """Put the mask IoU where a polygon takes part. Each shape is rasterised at most once."""
-    is_poly = np.array([shape.kind == "poly" for shape in predictions])[:, None] | np.array(
-        [shape.kind == "poly" for shape in ground_truth]
-    )
-    if not is_poly.any():
-        return
+    """Put the mask IoU where a polygon takes part. Each shape is rasterised at most once.
 
-    @cache
-    def mask(bins: tuple[int, ...]) -> Mask:
-        return rasterise(bins, resolution)
-
-    for i, j in np.argwhere(candidates & is_poly).tolist():
-        iou[i, j] = mask_iou(mask(predictions[i].bins), mask(ground_truth[j].bins))
+    A shape too small to fill a pixel keeps its box IoU.
+    """
+    pairs = [
+        (i, j)
+        for i, j in np.argwhere(candidates).tolist()
+        if predictions[i].kind == "poly" or ground_truth[j].kind == "poly"
+    ]
+    shapes = list(dict.fromkeys(bins for i, j in pairs for bins in (predictions[i].bins, ground_truth[j].bins)))
+    masks = dict(zip(shapes, rasterise(shapes, resolution), strict=True)) if shapes else {}
+    for i, j in pairs:
+        a, b = masks[predictions[i].bins], masks[ground_truth[j].bins]
+        if a.area and b.area:
+            iou[i, j] = mask_iou(a, b)

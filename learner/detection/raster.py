@@ -1,6 +1,9 @@
 """Masks of boxes and polygons on a small canvas, and their intersection over union."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +21,32 @@ class Mask:
     area: int
 
 
-def rasterise(bins: tuple[int, ...], resolution: int) -> Mask:
-    """Fill a shape given in bins on a canvas of `resolution` × `resolution` pixels.
+def rasterise(shapes: Sequence[tuple[int, ...]], resolution: int) -> list[Mask]:
+    """Fill shapes given in bins on a canvas of `resolution` × `resolution` pixels, all of them in one go.
 
     A pixel is filled when its centre is inside by the even-odd rule; a shape that covers no centre has area 0.
     """
-    corners = np.array(_corners(bins), dtype=np.float64) * (resolution / MAX_BIN)
-    left, top = np.floor(corners.min(axis=0)).astype(int).tolist()
-    right, bottom = np.ceil(corners.max(axis=0)).astype(int).tolist()
-    height, width = bottom - top, right - left
-    x1, y1 = corners.T
-    x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
-    centres = np.arange(top, bottom) + 0.5
-    crosses = (y1 <= centres[:, None]) != (y2 <= centres[:, None])
-    rows, edges = np.nonzero(crosses)
-    slope = (x2[edges] - x1[edges]) / (y2[edges] - y1[edges])
-    crossing = x1[edges] + (centres[rows] - y1[edges]) * slope
-    # The first pixel whose centre is at or behind the crossing; behind the window there is none.
-    columns = np.clip(np.ceil(crossing - 0.5).astype(int) - left, 0, width)
-    toggles = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1))
-    parity = toggles.astype(np.uint8).reshape(height, width + 1)[:, :width]
-    pixels = (np.cumsum(parity, axis=1, dtype=np.uint8) & 1).astype(bool)
-    return Mask(top, left, pixels, int(np.count_nonzero(pixels)))
+    corners = [_corners(bins) for bins in shapes]
+    windows = [_window(points, resolution) for points in corners]
+    # Each window has one more column than the mask, so that every crossing has a pixel to start at.
+    ends = list(accumulate(height * (width + 1) for _, _, height, width in windows))
+    edges = np.array(
+        [
+            (*point, *following, end - height * (width + 1), top, left, width)
+            for points, (top, left, height, width), end in zip(corners, windows, ends, strict=True)
+            for point, following in zip(points, (*points[1:], points[0]), strict=True)
+        ],
+        dtype=np.float64,
+    )
+    toggles = np.bincount(_crossings(edges, resolution), minlength=ends[-1]).astype(np.uint8)
+    # A row is crossed an even number of times, so the parity is back at 0 where the next one begins.
+    parity = np.cumsum(toggles, dtype=np.uint8) & 1
+    masks = []
+    for (top, left, height, width), end in zip(windows, ends, strict=True):
+        flat = parity[end - height * (width + 1) : end]
+        pixels = flat.reshape(height, width + 1)[:, :width].astype(bool)
+        masks.append(Mask(top, left, pixels, int(np.count_nonzero(pixels))))
+    return masks
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
@@ -62,3 +69,29 @@ def _corners(bins: tuple[int, ...]) -> list[tuple[int, int]]:
         x1, y1, x2, y2 = bins
         return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
     return list(zip(bins[::2], bins[1::2], strict=True))
+
+
+def _window(points: list[tuple[int, int]], resolution: int) -> tuple[int, int, int, int]:
+    """The pixels around a shape: top, left, height, width."""
+    scale = resolution / MAX_BIN
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    top, left = int(min(ys) * scale), int(min(xs) * scale)
+    return top, left, math.ceil(max(ys) * scale) - top, math.ceil(max(xs) * scale) - left
+
+
+def _crossings(edges: NDArray[np.float64], resolution: int) -> NDArray[np.int64]:
+    """Where pixel rows' centre lines cross edges, as flat places of the first pixel with its centre at or behind.
+
+    `edges` [E, 8] are x1, y1, x2, y2 in bins, then what is to be known of the shape's window: its place in the flat
+    array, top, left, width.
+    """
+    x1, y1, x2, y2 = edges[:, :4].T * (resolution / MAX_BIN)
+    first = np.ceil(np.minimum(y1, y2) - 0.5).astype(np.int64)
+    counts = np.ceil(np.maximum(y1, y2) - 0.5).astype(np.int64) - first
+    edge = np.repeat(np.arange(len(edges)), counts)
+    rows = np.arange(len(edge)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    base, top, left, width = edges[edge, 4:].T
+    slope = (x2 - x1) / np.where(y1 == y2, 1.0, y2 - y1)
+    crossing = x1[edge] + (rows + 0.5 - y1[edge]) * slope[edge]
+    columns = np.minimum(np.maximum(np.ceil(crossing - 0.5) - left, 0), width)
+    return (base + (rows - top) * (width + 1) + columns).astype(np.int64)

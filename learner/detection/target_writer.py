@@ -39,33 +39,44 @@ class Stretch(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 16)
-def stretch_of(vocabulary: CoordinateVocabulary, before: str, desc: str = "", after: str = "") -> Stretch:
-    """Encode `before` + `desc` + `after` in one piece. `desc` is a JSON string's inside.
+def stretch_of(vocabulary: CoordinateVocabulary, text: str) -> Stretch:
+    """Encode text without a desc in it, in one piece."""
+    return Stretch(tuple(vocabulary.encode(text)))
 
-    A model's own desc may spell a special token with escapes; it stays text."""
-    ids = tuple(vocabulary.encode(before + vocabulary.escape_special(desc) + after))
+
+@lru_cache(maxsize=1 << 16)
+def opening_of(vocabulary: CoordinateVocabulary, lead: str, index: int, desc: str, kind: str) -> Stretch:
+    """Encode the text before an object's first coordinate, in one piece with what leads to it.
+
+    A model's own desc may spell a special token with escapes; it stays text.
+    """
+    before, value, after = open_object(index, desc, kind)
+    ids = tuple(vocabulary.encode(lead + before + vocabulary.escape_special(value) + after))
     lengths = list(vocabulary.num_characters(ids))
-    low, high = len(before.encode()), sum(lengths) - len(after.encode())
     ends = list(accumulate(lengths))
+    low, high = len((lead + before).encode()), ends[-1] - len(after.encode())
     inside = [place for place, end in enumerate(ends) if low <= end - lengths[place] and end <= high]
-    return Stretch(ids, inside[0], inside[-1] + 1) if inside and desc else Stretch(ids)
+    return Stretch(ids, inside[0], inside[-1] + 1) if inside else Stretch(ids)
 
 
-def stretches_between(
+def openings(
     vocabulary: CoordinateVocabulary, items: Iterable[Describable], start_index: int, lead: str
 ) -> Iterator[Stretch]:
-    """The stretches before each item's first coordinate, and the one that ends the answer.
+    """The stretch before each item's first coordinate.
 
     `lead` is the text from the last coordinate (or the start) to the first item's separator.
     """
-    separator = "" if lead == OPEN_ANSWER else SEPARATOR
-    lead = vocabulary.escape_special(lead)
+    lead = OPEN_ANSWER if lead == OPEN_ANSWER else vocabulary.escape_special(lead) + SEPARATOR
     for index, item in enumerate(items, start_index):
-        before, desc, after = open_object(index, item.desc, item.kind)
-        yield stretch_of(vocabulary, lead + separator + before, desc, after)
-        lead, separator = CLOSE_OBJECT, SEPARATOR
+        yield opening_of(vocabulary, lead, index, item.desc, item.kind)
+        lead = CLOSE_OBJECT + SEPARATOR
+
+
+def ending(vocabulary: CoordinateVocabulary, lead: str) -> Stretch:
+    """The stretch that ends an answer. `lead` is the text from the last coordinate (or the start)."""
     # The stop token by its id: text could come out as an added token that ends in it, at which no server stops.
-    yield Stretch((*stretch_of(vocabulary, lead + CLOSE_ANSWER).token_ids, vocabulary.im_end_id))
+    closed = stretch_of(vocabulary, vocabulary.escape_special(lead) + CLOSE_ANSWER)
+    return Stretch((*closed.token_ids, vocabulary.im_end_id))
 
 
 def answer_weight(
@@ -73,9 +84,14 @@ def answer_weight(
 ) -> float:
     """Σ of the cross-entropy weights over all tokens of a whole answer (W_s of docs/numerics.md)."""
     between = len(stretch_of(vocabulary, BETWEEN_COORDINATES).token_ids)
-    return sum(
-        stretch.weight(1.0, desc_weight) for stretch in stretches_between(vocabulary, items, 1, OPEN_ANSWER)
-    ) + sum(between * (len(item.bins) - 1) + coordinate_weight * len(item.bins) for item in items)
+    num_coordinates = sum(len(item.bins) for item in items)
+    last = ending(vocabulary, CLOSE_OBJECT if items else OPEN_ANSWER)
+    return (
+        sum(opening.weight(1.0, desc_weight) for opening in openings(vocabulary, items, 1, OPEN_ANSWER))
+        + between * (num_coordinates - len(items))
+        + coordinate_weight * num_coordinates
+        + last.weight(1.0, 1.0)
+    )
 
 
 def structure_of(vocabulary: CoordinateVocabulary, prefix: Sequence[int], matched: Iterable[Place]) -> list[int]:
@@ -133,12 +149,13 @@ class TargetWriter:
 
     def write_coordinates(self, bins: Sequence[int], structure_weight: float, weight: float) -> tuple[int, ...]:
         """Append coordinate tokens and what stands between them; returns the positions of the tokens."""
-        positions = []
-        for place, bin in enumerate(bins):
-            if place:
-                self.write(self._between, structure_weight, structure_weight)
-            position = len(self.token_ids)
-            positions.append(position)
+        start, between = len(self.token_ids), self._between.token_ids
+        for bin in bins:
             self.token_ids.append(self._vocabulary.coordinate_ids[bin])
-            self.supervise((position,), weight)
-        return tuple(positions)
+            self.token_ids += between
+        del self.token_ids[len(self.token_ids) - len(between) :]
+        positions = range(start, len(self.token_ids))
+        weights = ([weight] + [structure_weight] * len(between)) * len(bins)
+        self.ce_positions += [position for position, each in zip(positions, weights, strict=False) if each]
+        self.ce_weights += [each for _, each in zip(positions, weights, strict=False) if each]
+        return tuple(positions[:: 1 + len(between)])

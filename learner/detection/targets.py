@@ -20,7 +20,8 @@ from learner.detection.target_writer import (
     Box,
     TargetWriter,
     answer_weight,
-    stretches_between,
+    ending,
+    openings,
     structure_of,
 )
 from learner.detection.vocabulary import CoordinateVocabulary
@@ -167,9 +168,9 @@ class _Lesson:
         """The canonical text of `predictions`, all of them matched, with their own desc and coordinates."""
         weight = self.weights.prefix_structure_ce_weight
         writer = TargetWriter(self.vocabulary, self.prompt)
-        stretches = stretches_between(self.vocabulary, predictions, 1, OPEN_ANSWER)
-        for prediction, item, stretch in zip(predictions, taught, stretches, strict=False):
-            writer.write(stretch, weight, 0.0)
+        stretches = openings(self.vocabulary, predictions, 1, OPEN_ANSWER)
+        for prediction, item, opening in zip(predictions, taught, stretches, strict=True):
+            writer.write(opening, weight, 0.0)
             positions = writer.write_coordinates(prediction.bins, weight, 0.0)
             if item and item.kind == prediction.kind == "bbox_2d":
                 writer.supervise_box(positions, item.bins)
@@ -178,13 +179,12 @@ class _Lesson:
     def _write_tail(self, writer: TargetWriter, items: Sequence[GroundTruthObject], index: int, lead: str) -> None:
         """Append `items` from `object_<index>` on and end the answer. `lead` closes what stands before."""
         weights = self.weights
-        *openings, ending = stretches_between(self.vocabulary, items, index, lead)
-        for item, opening in zip(items, openings, strict=True):
+        for item, opening in zip(items, openings(self.vocabulary, items, index, lead), strict=True):
             writer.write(opening, 1.0, weights.desc_ce_weight)
             positions = writer.write_coordinates(item.bins, 1.0, weights.coord_ce_weight)
             if item.kind == "bbox_2d":
                 writer.supervise_box(positions, item.bins)
-        writer.write(ending, 1.0, 1.0)
+        writer.write(ending(self.vocabulary, CLOSE_OBJECT if items else lead), 1.0, 1.0)
 
     def _target(self, writer: TargetWriter) -> Target:
         weights = self.weights

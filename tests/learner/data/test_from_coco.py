@@ -23,7 +23,7 @@ ANNOTATIONS: dict[str, Any] = {
         {"image_id": 1, "category_id": 9, "bbox": [5, 5, 50, 40], "iscrowd": 1, "segmentation": {"counts": [1]}},
         {"image_id": 1, "category_id": 9, "bbox": [5, 5, 0, 40], "segmentation": []},
         {"image_id": 1, "category_id": 9, "bbox": [120, 5, 5, 40], "segmentation": []},
-        {"image_id": 1, "category_id": 9, "bbox": [1, 2, 30, 40], "segmentation": [[1, 2, 3, 4, 5, 6], [7, 8, 9, 9, 1, 2]]},
+        {"image_id": 1, "category_id": 9, "bbox": [1, 2, 30, 40], "segmentation": [[1, 2, 3, 4, 5, 6], [7, 8, 9, 9]]},
     ],
 }  # fmt: skip
 

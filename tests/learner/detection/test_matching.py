@@ -104,6 +104,13 @@ def test_polygons_are_compared_as_masks() -> None:
     assert match_objects([triangle], [other_half]).gating_rejections == 1
 
 
+def test_polygons_smaller_than_a_pixel_are_compared_by_their_boxes() -> None:
+    tiny, moved = Shape((498, 498, 500, 498, 500, 500), "poly"), Shape((498, 498, 500, 499, 500, 500), "poly")
+    assert rasterise([tiny.bins], 256)[0].area == 0
+    ((_, _, iou),) = match_objects([tiny], [moved]).pairs
+    assert iou == 1.0
+
+
 def test_a_bad_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match="candidate_top_k"):
         MatchingConfig(candidate_top_k=0)
@@ -127,7 +134,7 @@ def inside(bins: tuple[int, ...], resolution: int) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 999), min_size=6, max_size=14).filter(lambda values: len(values) % 2 == 0))
 def test_a_polygon_fills_the_pixels_whose_centres_are_inside(values: list[int]) -> None:
-    mask = rasterise(tuple(values), 16)
+    _, mask, _ = rasterise([(0, 0, 999, 999), tuple(values), (3, 3, 500, 700)], 16)
     canvas = np.zeros((16, 16), dtype=bool)
     canvas[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = mask.pixels
     expected = inside(tuple(values), 16)
@@ -136,7 +143,7 @@ def test_a_polygon_fills_the_pixels_whose_centres_are_inside(values: list[int]) 
 
 
 def test_mask_iou_of_shapes_that_fill_nothing_is_zero() -> None:
-    line = rasterise((5, 5, 900, 5, 400, 5), 256)
+    (line,) = rasterise([(5, 5, 900, 5, 400, 5)], 256)
     assert line.area == 0
     assert mask_iou(line, line) == 0.0
 

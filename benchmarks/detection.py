@@ -1,0 +1,159 @@
+"""`python -m benchmarks.detection [--annotations FILE]`: parse, match and target against two baselines.
+
+`box` and `poly` compare all three stages, per token, with benchmarks/reference/per_token.py (a speed-up, so more is
+better); `*_parse` compares parsing alone with `json.loads(tokenizer.decode(ids))`, which gives no positions;
+`*_answer` is the time of an answer of 300 tokens in milliseconds.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+from benchmarks.answers import Answered, Kind, answered, build_tokenizer
+from benchmarks.measure import compared, print_measure, seconds_of
+from benchmarks.reference import per_token
+from learner.detection.matching import match_objects
+from learner.detection.parsing import parse_rollout
+from learner.detection.serialize import answer_text
+from learner.detection.target_writer import opening_of, stretch_of
+from learner.detection.targets import rollout_target
+from learner.detection.vocabulary import IM_END, CoordinateVocabulary
+
+KINDS = ("bbox_2d", "poly")
+PROMPT = tuple(range(100, 400))
+AIMS = {"bbox_2d": ">= 30", "poly": ">= 10"}
+NAMES = {"bbox_2d": "box", "poly": "poly"}
+
+
+class Work:
+    """The three stages over all answers, ours and the baseline's, each fed by the stage before it."""
+
+    def __init__(self, answers: list[Answered], tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
+        self.truths = [each.truth for each in answers]
+        self.rollouts = [self.vocabulary.encode(answer_text(each.answer) + IM_END) for each in answers]
+        self.num_tokens = sum(map(len, self.rollouts))
+        self.parsed = self.parse()
+        self.matches = self.match()
+        self.found = self.parse_per_token()
+        self.pairs = self.match_per_token()
+
+    def parse(self) -> list[Any]:
+        return [parse_rollout(ids, self.vocabulary, "stop", KINDS) for ids in self.rollouts]
+
+    def match(self) -> list[Any]:
+        return [match_objects(p.predictions, truth) for p, truth in zip(self.parsed, self.truths, strict=True)]
+
+    def target(self) -> list[Any]:
+        return [
+            rollout_target("val:1", PROMPT, truth, parsed, match, self.vocabulary)
+            for truth, parsed, match in zip(self.truths, self.parsed, self.matches, strict=True)
+        ]
+
+    def all_stages(self) -> None:
+        for ids, truth in zip(self.rollouts, self.truths, strict=True):
+            parsed = parse_rollout(ids, self.vocabulary, "stop", KINDS)
+            match = match_objects(parsed.predictions, truth)
+            rollout_target("val:1", PROMPT, truth, parsed, match, self.vocabulary)
+
+    def parse_per_token(self) -> list[Any]:
+        return [per_token.parse(ids, self.tokenizer) for ids in self.rollouts]
+
+    def match_per_token(self) -> list[Any]:
+        return [per_token.match(found, truth) for (found, _), truth in zip(self.found, self.truths, strict=True)]
+
+    def target_per_token(self) -> list[Any]:
+        return [
+            per_token.target(found, prefix, pairs, truth, self.tokenizer)
+            for (found, prefix), pairs, truth in zip(self.found, self.pairs, self.truths, strict=True)
+        ]
+
+    def all_stages_per_token(self) -> None:
+        for ids, truth in zip(self.rollouts, self.truths, strict=True):
+            found, prefix = per_token.parse(ids, self.tokenizer)
+            pairs = per_token.match(found, truth)
+            per_token.target(found, prefix, pairs, truth, self.tokenizer)
+
+    def parse_by_json(self) -> list[Any]:
+        return [json.loads(self.tokenizer.decode(ids[:-1])) for ids in self.rollouts]
+
+    def check(self) -> None:
+        """The baseline does the same work: the same objects, and nearly as many matches (its masks are coarse)."""
+        for parsed, (found, _) in zip(self.parsed, self.found, strict=True):
+            ours = [(each.index, each.desc, each.bins, each.positions) for each in parsed.predictions]
+            assert ours == [(each.index, each.desc, tuple(each.bins), tuple(each.positions)) for each in found]
+        num_ours, num_theirs = sum(len(m.pairs) for m in self.matches), sum(map(len, self.pairs))
+        assert abs(num_ours - num_theirs) <= max(2, num_ours // 10), (num_ours, num_theirs)
+
+
+def measure(work: Work, kind: Kind, runs: int) -> None:
+    name, per_token_us = NAMES[kind], partial(_microseconds, work.num_tokens)
+    stages = {
+        "parse": compared(work.parse, work.parse_per_token, runs, process_time),
+        "match": compared(work.match, work.match_per_token, runs, process_time),
+        "target": compared(work.target, work.target_per_token, runs, process_time),
+    }
+    whole = compared(work.all_stages, work.all_stages_per_token, runs, process_time)
+    print_measure(
+        "detection",
+        name,
+        1 / whole.ratio,
+        AIMS[kind],
+        "each id decoded, each character scanned, each pair rasterised",
+        runs,
+        num_answers=len(work.rollouts),
+        num_tokens=work.num_tokens,
+        ours_us_per_token={stage: per_token_us(each.ours_s) for stage, each in stages.items()},
+        baseline_us_per_token={stage: per_token_us(each.baseline_s) for stage, each in stages.items()},
+    )
+    bare = compared(work.parse, work.parse_by_json, runs * 4, process_time)
+    print_measure(
+        "detection",
+        f"{name}_parse",
+        bare.ratio,
+        "<= 1.5",
+        "json.loads(tokenizer.decode(ids))",
+        bare.runs,
+        ours_us_per_token=per_token_us(bare.ours_s),
+        baseline_us_per_token=per_token_us(bare.baseline_s),
+    )
+    opening_of.cache_clear()
+    stretch_of.cache_clear()
+    first_pass_s = seconds_of(work.all_stages, process_time)
+    print_measure(
+        "detection",
+        f"{name}_answer",
+        whole.ours_s / work.num_tokens * 300 * 1000,
+        "<= 1" if kind == "bbox_2d" else "none",
+        "1 ms",
+        runs,
+        ms_per_300_tokens=round(whole.ours_s / work.num_tokens * 300 * 1000, 4),
+        ms_per_300_tokens_on_first_sight=round(first_pass_s / work.num_tokens * 300 * 1000, 4),
+    )
+
+
+def _microseconds(num_tokens: int, seconds: float) -> float:
+    return round(seconds / num_tokens * 1e6, 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detection", description=__doc__)
+    parser.add_argument("--annotations", type=Path, help="COCO or LVIS annotation JSON; made-up annotations without it")
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args(arguments)
+    kinds: tuple[Kind, Kind] = ("bbox_2d", "poly")
+    for kind in kinds:
+        answers = answered(options.annotations, kind)
+        descs = sorted({item.desc for each in answers for item in each.truth})
+        work = Work(answers, build_tokenizer(descs))
+        work.check()
+        measure(work, kind, options.runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Parse, match and target the way they are usually written: each id decoded by itself, each character looked at, each
+pair of shapes drawn. The baseline of `benchmarks.detection`; correct on answers in the usual format, and slow.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy.optimize import linear_sum_assignment
+
+from learner.detection.record import GroundTruthObject
+from learner.detection.serialize import object_text
+
+COORDINATE = re.compile(r"<\|coord_(\d+)\|>")
+RESOLUTION = 256
+TOP_K = 5
+
+
+@dataclass
+class Found:
+    """An object of an answer, with the places of its coordinate tokens."""
+
+    index: int
+    desc: str
+    kind: str
+    bins: list[int]
+    positions: list[int]
+
+
+def decode_each(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[str], list[int]]:
+    """The text of every id by itself, and the character at which each begins."""
+    pieces = [
+        tokenizer.decode([int(token_id)], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for token_id in token_ids
+    ]
+    starts, at = [], 0
+    for piece in pieces:
+        starts.append(at)
+        at += len(piece)
+    return pieces, starts
+
+
+def parse(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[Found], list[int]]:
+    """Objects, and the prefix up to the last coordinate of the last of them.
+
+    As usual, what the tokenizer knows is asked for on every call; the ids are decoded one by one to find the end, once
+    more without it, and a third time to check the prefix; each object looks through all tokens for its own.
+    """
+    coordinate_ids = {tokenizer.convert_tokens_to_ids(f"<|coord_{bin}|>") for bin in range(1000)}
+    pieces, starts = decode_each(token_ids, tokenizer)
+    end = "".join(pieces).find("<|im_end|>")
+    if end >= 0:
+        token_ids = [token_id for token_id, start in zip(token_ids, starts, strict=True) if start < end]
+        pieces, starts = decode_each(token_ids, tokenizer)
+    text = "".join(pieces)
+    found = []
+    for start, stop in object_spans(text):
+        positions = []
+        for place, (token_id, at, piece) in enumerate(zip(token_ids, starts, pieces, strict=True)):
+            token_end = at + len(piece)
+            if token_end <= start or at >= stop:
+                continue
+            if int(token_id) in coordinate_ids:
+                positions.append(place)
+        if (each := read_object(text, start, stop, positions)) is not None:
+            found.append(each)
+    prefix = list(token_ids[: found[-1].positions[-1] + 1]) if found else []
+    prefix_text = "".join(decode_each(prefix, tokenizer)[0])
+    if not text.startswith(prefix_text):
+        raise ValueError(f"the prefix {prefix_text!r} is no prefix of {text!r}")
+    return found, prefix
+
+
+def object_spans(text: str) -> list[tuple[int, int]]:
+    """Where the values of the top-level keys stand, character by character."""
+    spans, depth, start, in_string, escaped = [], 0, 0, False, False
+    for place, character in enumerate(text):
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "{[":
+            depth += 1
+            if depth == 2:
+                start = place
+        elif character in "}]":
+            depth -= 1
+            if depth == 1:
+                spans.append((start, place + 1))
+    return spans
+
+
+def read_object(text: str, start: int, stop: int, positions: list[int]) -> Found | None:
+    key = re.search(r'"object_(\d+)":\s*$', text[:start])
+    value = json.loads(text[start:stop])
+    kind = next((kind for kind in ("bbox_2d", "poly") if kind in value), None)
+    if key is None or kind is None:
+        return None
+    coordinates = [COORDINATE.fullmatch(item) for item in value[kind]]
+    bins = [int(match.group(1)) for match in coordinates if match]
+    if len(bins) != len(value[kind]) or len(bins) != len(positions):
+        return None
+    return Found(int(key.group(1)), value["desc"], kind, bins, positions)
+
+
+def match(found: list[Found], truth: Sequence[GroundTruthObject], gate: float = 0.3) -> list[tuple[int, int]]:
+    """Pairs of one assignment, each candidate pair drawn anew."""
+    cost = np.full((len(found), len(truth)), 1e6)
+    for i, prediction in enumerate(found):
+        overlaps = [box_iou(bounds(prediction.bins), bounds(item.bins)) for item in truth]
+        for j in sorted(range(len(truth)), key=lambda j, overlaps=overlaps: -overlaps[j])[:TOP_K]:
+            if overlaps[j] > 0:
+                iou = mask_iou(draw(prediction.bins), draw(truth[j].bins))
+                if iou >= gate:
+                    cost[i, j] = 1 - iou
+    rows, columns = linear_sum_assignment(cost)
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if cost[i, j] < 1]
+
+
+def bounds(bins: Sequence[int]) -> tuple[int, int, int, int]:
+    return min(bins[::2]), min(bins[1::2]), max(bins[::2]), max(bins[1::2])
+
+
+def box_iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union if union else 0.0
+
+
+def draw(bins: Sequence[int]) -> NDArray[np.bool_]:
+    canvas = Image.new("L", (RESOLUTION, RESOLUTION))
+    points = [bin / 999 * RESOLUTION for bin in bins]
+    if len(points) == 4:
+        x1, y1, x2, y2 = points
+        points = [x1, y1, x2, y1, x2, y2, x1, y2]
+    ImageDraw.Draw(canvas).polygon(points, fill=1)
+    return np.asarray(canvas, dtype=bool)
+
+
+def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    union = np.logical_or(a, b).sum()
+    return float(np.logical_and(a, b).sum() / union) if union else 0.0
+
+
+def target(
+    found: list[Found],
+    prefix: list[int],
+    pairs: list[tuple[int, int]],
+    truth: Sequence[GroundTruthObject],
+    tokenizer: Any,
+) -> tuple[list[int], list[int], list[tuple[list[int], tuple[int, ...]]]]:
+    """Ids, labels (negative inside a desc) and box slots of the answer with the missing objects appended."""
+    matched = {j for _, j in pairs}
+    missing = [item for j, item in enumerate(truth) if j not in matched]
+    index = max((each.index for each in found), default=0) + 1
+    entries = ", ".join(object_text(index + place, item) for place, item in enumerate(missing))
+    lead = '"]}' + (", " if missing else "") if prefix else "{"
+    tail = tokenizer.encode(lead + entries + "}<|im_end|>", add_special_tokens=False)
+    pieces, starts = decode_each(tail, tokenizer)
+    descs = [found.span(1) for found in re.finditer(r'"desc": "((?:[^"\\]|\\.)*)"', "".join(pieces))]
+    labels, slots = [-100] * len(prefix), []
+    for place, (token_id, piece, start) in enumerate(zip(tail, pieces, starts, strict=True), len(prefix)):
+        is_coordinate = COORDINATE.fullmatch(piece) is not None
+        in_desc = any(start >= low and start + len(piece) <= high for low, high in descs)
+        labels.append(-100 if is_coordinate else -token_id if in_desc else token_id)
+        if is_coordinate:
+            slots.append(place)
+    boxes = [(found[i].positions, truth[j].bins) for i, j in pairs]
+    for item in missing:
+        boxes.append((slots[: len(item.bins)], item.bins))
+        slots = slots[len(item.bins) :]
+    return prefix + tail, labels, boxes
