@@ -1,0 +1,107 @@
+"""A tiny checkpoint whose answers vary, and servers that really listen."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+import uvicorn
+from PIL import Image
+
+from rollout_server.app import create_app
+from rollout_server.engines.base import Engine
+from rollout_server.launch import bound_socket, build_engine
+from rollout_server.settings import ServerSettings, limits_for
+
+
+def png(seed: int = 0, width: int = 64, height: int = 64) -> bytes:
+    """A noise image."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3-VL with weights large enough that its answers vary."""
+    from safetensors.torch import load_file, save_file
+
+    from learner.model.tiny import build_tiny
+
+    directory = tmp_path_factory.mktemp("tiny")
+    build_tiny(directory)
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: t * 4 if t.ndim > 1 else t for name, t in tensors.items()}, file, metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture
+def scripted(checkpoint: Path, tmp_path: Path) -> Callable[..., ServerSettings]:
+    """Settings of a scripted engine: `scripted({"default": [1]}, token="…")`."""
+
+    def settings(script: dict[str, object] | None = None, **options: object) -> ServerSettings:
+        file = tmp_path / "script.json"
+        file.write_bytes(orjson.dumps(script or {}))
+        plain = ServerSettings(str(checkpoint), "scripted", limits_for(256, 4), script=file, heartbeat_s=0.05)
+        return replace(plain, **options)
+
+    return settings
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server on a port of its own."""
+
+    url: str
+    engine: Engine
+
+    def client(self, **options: object) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=10, **options)
+
+
+@contextmanager
+def run_server(settings: ServerSettings) -> Iterator[RunningServer]:
+    """Serve in a thread, through a real socket, until the block ends."""
+    listener = bound_socket("127.0.0.1", 0)
+    engine = build_engine(settings)
+    config = uvicorn.Config(
+        create_app(engine, settings), lifespan="off", log_level="critical", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    started = threading.Event()
+
+    async def main() -> None:
+        await engine.start()
+        started.set()
+        await server.serve(sockets=[listener])
+        await engine.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    try:
+        assert started.wait(30)
+        yield RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def serving() -> Callable[[ServerSettings], AbstractContextManager[RunningServer]]:
+    return run_server
+
+
+@pytest.fixture(scope="session")
+def image() -> Callable[..., bytes]:
+    return png
