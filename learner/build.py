@@ -75,9 +75,8 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
     in_order = config.rollout.deterministic
     async with AsyncExitStack() as stack:
         lane = stack.enter_context(ComputeLane())
-        log = training.output_dir / "logging.jsonl"
         sinks = stack.enter_context(
-            Sinks(log, console, progress, training.logging_steps, log_first=training.logging_first_step)
+            Sinks(training.output_dir, console, progress, training.logging_steps, log_first=training.logging_first_step)
         )
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server

@@ -1,14 +1,15 @@
-"""Where finished steps and evaluations go: `logging.jsonl` and the console."""
+"""Where finished steps and evaluations go: `logging.jsonl`, `ledger.jsonl` and the console."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich import progress as bars
 from rich.console import Console
 
 from learner.plan.schedule import Channel
 from learner.progress import Progress
+from learner.reporting.jsonl_log import JsonlLog
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
 
@@ -16,14 +17,15 @@ from learner.reporting.tallies import Tallies
 class Sinks:
     """Writes one record per logged optimizer step, reduced from the sums since the last one, flushed line by line.
 
-    `logging_steps` steps share a record; the first step has its own when `log_first` is set.
+    `logging_steps` steps share a record; the first step has its own when `log_first` is set. The ledger has a line for
+    every step: which records were trained and which were lost.
     """
 
     def __init__(
-        self, path: Path, console: Console, progress: Progress, logging_steps: int = 1, *, log_first: bool = False
+        self, folder: Path, console: Console, progress: Progress, logging_steps: int = 1, *, log_first: bool = False
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._log = JsonlLog(folder / "logging.jsonl", progress.step)
+        self._ledger = JsonlLog(folder / "ledger.jsonl", progress.step)
         self._console = console
         self._progress = progress
         self._logging_steps = logging_steps
@@ -38,13 +40,16 @@ class Sinks:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        self._file.close()
+        self._log.close()
+        self._ledger.close()
 
     def write(self, step: StepRecord) -> None:
         """Take a finished step; logs when a record is due."""
         self._waiting += step.tallies
         finished = step.step + 1
         self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
+        lost_ids = [lost.request.uid for lost in step.lost]
+        self._ledger.append({"step": finished, "trained": step.trained, "lost": lost_ids})
         for lost in step.lost:
             message = f"step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}"
             self._console.print(message, style="yellow", markup=False)
@@ -64,14 +69,13 @@ class Sinks:
             self._console.print(f"warning: {message}", style="yellow", markup=False)
             self.append({"step": self._progress.step, "warning": message})
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Mapping[str, Any]) -> None:
         """Write one line to `logging.jsonl`."""
-        self._file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
-        self._file.flush()
+        self._log.append(record)
 
 
 def progress_bar(console: Console) -> bars.Progress:
-    """The bar of every long part."""
+    """The bar of every long part; where no terminal shows it, the lines beside it must do."""
     return bars.Progress(
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -81,6 +85,7 @@ def progress_bar(console: Console) -> bars.Progress:
         bars.TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -15,12 +15,16 @@ from learner.teacher import LearnedRollout
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A finished step: its sums, ready to be logged alone or together with its neighbours."""
+    """A finished step: its sums, ready to be logged alone or together with its neighbours.
+
+    `trained` are the ids of the records that were learned; `learned` holds what Channel B made of them.
+    """
 
     step: int
     channel: Channel
     seconds: float
     tallies: Tallies
+    trained: tuple[str, ...]
     learned: tuple[LearnedRollout, ...]
     lost: tuple[LostSample, ...]
 
@@ -72,7 +76,16 @@ class StepReport:
         count_update(tallies, update)
         tallies.note("epoch", self._plan.epoch)
         self._count_times(tallies, step_s, update, lane)
-        return StepRecord(self._plan.step, self._plan.channel, step_s, tallies, tuple(self._learned), tuple(self._lost))
+        lost = {each.request.uid for each in self._lost}
+        return StepRecord(
+            step=self._plan.step,
+            channel=self._plan.channel,
+            seconds=step_s,
+            tallies=tallies,
+            trained=tuple(record.record_id for record in self._plan.records if record.record_id not in lost),
+            learned=tuple(self._learned),
+            lost=tuple(self._lost),
+        )
 
     def _count_packs(self, tallies: Tallies) -> None:
         num_packs = len(self._packs)

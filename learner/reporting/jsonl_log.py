@@ -1,0 +1,36 @@
+"""Append-only JSON lines that a resumed run goes on with from the step it resumes at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+
+class JsonlLog:
+    """One line a record, flushed as it is written. Every record has a `step`: finished optimizer steps at that moment."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        """Open `path`; lines of later steps than `resumed_at` belong to a history that did not survive, and are cut."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            keep_until(path, resumed_at)
+        self._file = path.open("ab")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self._file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Cut the file behind the last whole line of a step up to `step`."""
+    num_bytes = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or orjson.loads(line)["step"] > step:
+            break
+        num_bytes += len(line)
+    with path.open("r+b") as file:
+        file.truncate(num_bytes)
