@@ -126,18 +126,15 @@ class Checkpoints:
         )
 
     def _prune(self) -> None:
-        """Keep the newest `save_total_limit`, the best one among them."""
+        """Keep the newest `save_total_limit` with the best among them; the best and the newest stay in any case."""
         limit = self._training.save_total_limit
         if limit is None:
             return
-        folders = checkpoints_in(self._training.output_dir)
+        *older, newest = checkpoints_in(self._training.output_dir)
         best = f"checkpoint-{self._best[0]}" if self._best else ""
-        kept = [folder for folder in folders if folder.name == best][: limit - 1] + folders[-1:]
-        for folder in reversed(folders):
-            if folder not in kept and len(kept) < limit:
-                kept.append(folder)
-        for folder in folders:
-            if folder not in kept:
+        older.sort(key=lambda folder: folder.name == best)  # stable: the best counts as the second newest
+        for folder in older[: max(0, len(older) + 1 - limit)]:
+            if folder.name != best:
                 shutil.rmtree(folder)
 
 

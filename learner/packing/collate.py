@@ -97,15 +97,14 @@ def collate(
         rope_positions(ids, image.grid, image_token_id, merge_size, target.record_id)
         for ids, image, target in zip(tokens, images, targets, strict=True)
     ]
-    taught = [_supervision(target, ids) for target, ids in zip(targets, tokens, strict=True)]
-    counts = [len(each.positions) for each in taught]
-    flat = layout == "flat"
     borders = np.cumsum([0, *map(len, tokens)])
-    rows = np.zeros(len(targets), dtype=np.int64) if flat else np.arange(len(targets))
-    columns = borders[:-1] if flat else np.zeros(len(targets), dtype=np.int64)
-    first_slots = np.cumsum([0, *counts])[:-1]
+    flat = layout == "flat"
     input_ids = torch.from_numpy(_laid_out(tokens, flat, pad_token_id))
     position_ids = np.stack([_laid_out([each[axis] for each in rope], flat, 0) for axis in range(3)])
+    taught = [_supervision(target, ids) for target, ids in zip(targets, tokens, strict=True)]
+    counts = [len(each.positions) for each in taught]
+    rows, columns = (np.zeros_like(counts), borders[:-1]) if flat else (np.arange(len(counts)), np.zeros_like(counts))
+    slots = np.cumsum([0, *counts])[:-1]
     return PackedBatch(
         record_ids=tuple(target.record_id for target in targets),
         layout=layout,
@@ -117,10 +116,10 @@ def collate(
         pixel_values=_joined([image.pixel_values for image in images]),
         image_grid=torch.tensor([image.grid for image in images]),
         predictor_rows=torch.from_numpy(np.repeat(rows, counts)),
-        predictor_columns=_joined([each.positions - 1 + start for each, start in zip(taught, columns, strict=True)]),
+        predictor_columns=_joined([each.positions - 1 + first for each, first in zip(taught, columns, strict=True)]),
         labels=_joined([each.labels for each in taught]),
         ce_weights=_joined([each.ce_weights for each in taught]),
-        box_slots=_joined([each.box_slots + start for each, start in zip(taught, first_slots, strict=True)]),
+        box_slots=_joined([each.box_slots + first for each, first in zip(taught, slots, strict=True)]),
         box_bins=_joined([each.box_bins for each in taught]),
     )
 

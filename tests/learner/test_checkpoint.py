@@ -121,13 +121,14 @@ def test_a_checkpoint_that_was_cut_off_while_written_does_not_count(trained: Tra
     assert not partial.exists()
 
 
-def test_old_checkpoints_go_and_the_best_stays(workbench: Any, tmp_path: Path) -> None:
-    trained = Trained(workbench, tmp_path, save_total_limit=2, save_only_model=True)
+@pytest.mark.parametrize(("limit", "kept"), [(1, [2, 4]), (2, [2, 4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])])
+def test_old_checkpoints_go_and_the_best_stays(workbench: Any, tmp_path: Path, limit: int, kept: list[int]) -> None:
+    trained = Trained(workbench, tmp_path, save_total_limit=limit, save_only_model=True)
     for step, metric in enumerate((0.3, 0.9, 0.5, 0.6), start=1):
         trained.progress.step = step
         trained.checkpoints.score(trained.progress, metric)
         trained.checkpoints.save(trained.progress)
-    assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    assert [folder.name for folder in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in kept]
     assert read_state(tmp_path / "checkpoint-4").best_metric == 0.9
 
 
