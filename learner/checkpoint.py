@@ -130,7 +130,7 @@ class Checkpoints:
         limit = self._training.save_total_limit
         if limit is None:
             return
-        *older, newest = checkpoints_in(self._training.output_dir)
+        older = checkpoints_in(self._training.output_dir)[:-1]
         best = f"checkpoint-{self._best[0]}" if self._best else ""
         older.sort(key=lambda folder: folder.name == best)  # stable: the best counts as the second newest
         for folder in older[: max(0, len(older) + 1 - limit)]:
