@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from learner.data.sample import EncodedImage
 from learner.detection.record import Record
@@ -46,7 +45,7 @@ class ImageReader:
         Raises ConfigError when the bounds are wider than the processor's: a rollout server that loads the same
         checkpoint would resize such an image a second time.
         """
-        processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+        processor = Qwen2VLImageProcessorPil.from_pretrained(model)
         own = PixelBounds(processor.size["shortest_edge"], processor.size["longest_edge"])
         chosen = PixelBounds(
             own.min_pixels if min_pixels is None else min_pixels, own.max_pixels if max_pixels is None else max_pixels

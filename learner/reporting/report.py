@@ -1,6 +1,6 @@
 """One HTML page about a run: `python -m learner.reporting.report RUN_DIR` writes `RUN_DIR/report.html`.
 
-It opens from disk and needs no network. RUN_DIR is a run's output_dir, or a folder of several runs such as a demo's.
+It opens from disk and needs no network. RUN_DIR is a run's output_dir, a folder of several runs, or both.
 """
 
 import argparse

@@ -75,11 +75,11 @@ class RunLog:
 
 
 def read_runs(folder: Path) -> list[RunLog]:
-    """The run in `folder`, or else the runs in its subfolders, oldest first.
+    """The run in `folder` itself, then those in its subfolders, oldest first.
 
     Raises DataError when there is none, or when a log cannot be read.
     """
-    logs = [folder / LOG_FILE] if (folder / LOG_FILE).exists() else sorted(folder.glob(f"*/{LOG_FILE}"), key=_age)
+    logs = [*folder.glob(LOG_FILE), *sorted(folder.glob(f"*/{LOG_FILE}"), key=_age)]
     if not logs:
         raise DataError(f"{folder} holds no {LOG_FILE}, nor do its subfolders; give the output_dir of a run")
     return [RunLog(log.parent.resolve().name, tuple(_records(log)), _pictures(log.parent / "pictures")) for log in logs]

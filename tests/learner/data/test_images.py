@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from learner.data import images
 from learner.data.images import ImageReader
@@ -35,7 +35,7 @@ def test_patches_are_those_of_the_processor(
 ) -> None:
     noise(*size).save(tmp_path / name)
     encoded = reader.read(record_of(tmp_path / name, *size))
-    processor = AutoImageProcessor.from_pretrained(tiny_folder, backend="pil")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_folder)
     expected = processor(images=[Image.open(tmp_path / name)], return_tensors="np")
     assert [encoded.grid] == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
     assert encoded.pixel_values.dtype == np.float32
@@ -48,7 +48,7 @@ def test_what_is_sent_gives_a_server_the_same_patches(
 ) -> None:
     noise(*size).save(tmp_path / "image.png")
     encoded = reader.read(record_of(tmp_path / "image.png", *size))
-    processor = AutoImageProcessor.from_pretrained(tiny_folder, backend="pil")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_folder)
     at_server = processor(images=[Image.open(io.BytesIO(encoded.png)).convert("RGB")], return_tensors="np")
     np.testing.assert_array_equal(encoded.pixel_values, at_server["pixel_values"])
 

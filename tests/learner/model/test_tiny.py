@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
@@ -42,7 +43,7 @@ def circles(count: int) -> list[GroundTruthObject]:
 
 def test_a_loaded_model_answers_an_image_with_finite_logits(checkpoint: Path) -> None:
     model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint)
-    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
     features = processor(images=[torch.zeros(3, 64, 96, dtype=torch.uint8).numpy()], return_tensors="pt")
     assert features["image_grid_thw"].tolist() == [[1, 4, 6]]
     placeholders = [model.config.image_token_id] * (4 * 6 // 4)

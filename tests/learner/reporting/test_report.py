@@ -124,6 +124,12 @@ def test_a_folder_of_runs_is_told_in_order_with_its_summary(tmp_path: Path, run_
     ]
 
 
+def test_a_run_comes_before_those_in_its_subfolders(tmp_path: Path) -> None:
+    run_at(tmp_path / "whole" / "stage1", step(1, "A"))
+    (tmp_path / "whole" / "logging.jsonl").write_text(json.dumps(step(1, "B")) + "\n")
+    assert [run.name for run in read_runs(tmp_path / "whole")] == ["whole", "stage1"]
+
+
 def test_a_run_that_only_just_began_has_a_report(tmp_path: Path) -> None:
     assert 'id="young"' in write_report(run_at(tmp_path / "young")).read_text()
 
