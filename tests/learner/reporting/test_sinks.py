@@ -19,12 +19,13 @@ from learner.teacher import LearnedRollout
 
 
 def finished(step: int, channel: Channel = Channel.A, lost: tuple[LostSample, ...] = ()) -> StepRecord:
+    """A step that trained one record, and perhaps lost some."""
     tallies = Tallies()
     tallies.count("loss", step + 1, 1)
     tallies.count("time/step_s", 0.5, 1)
     tallies.count("share/learner_computing", 0.4, 0.5)
     tallies.note("learning_rate", 0.1)
-    return StepRecord(step, channel, 0.5, tallies, (), lost)
+    return StepRecord(step, channel, 0.5, tallies, (f"train:{step}",), (), lost)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def printed(console: Console) -> str:
 
 def test_each_step_is_on_disk_and_on_the_console_when_it_ends(tmp_path: Path, console: Console) -> None:
     log = tmp_path / "run" / "logging.jsonl"
-    with Sinks(log, console, Progress(num_steps=2)) as sinks:
+    with Sinks(tmp_path / "run", console, Progress(num_steps=2)) as sinks:
         for step in range(2):
             sinks.write(finished(step))
             assert [line["step"] for line in lines(log)] == list(range(1, step + 2))
@@ -60,23 +61,42 @@ def test_each_step_is_on_disk_and_on_the_console_when_it_ends(tmp_path: Path, co
 
 def test_steps_share_a_record_and_none_is_left_over(tmp_path: Path, console: Console) -> None:
     log = tmp_path / "logging.jsonl"
-    with Sinks(log, console, Progress(num_steps=8), logging_steps=3, log_first=True) as sinks:
+    with Sinks(tmp_path, console, Progress(num_steps=8), logging_steps=3, log_first=True) as sinks:
         for step in range(8):
             sinks.write(finished(step))
     assert [(line["step"], line["loss"]) for line in lines(log)] == [(1, 1.0), (3, 2.5), (6, 5.0), (8, 7.5)]
 
 
-def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path, console: Console) -> None:
-    log = tmp_path / "logging.jsonl"
-    for step in range(2):
-        with Sinks(log, console, Progress(num_steps=2, step=step)) as sinks:
+def test_a_resumed_run_goes_on_where_its_checkpoint_stood(tmp_path: Path, console: Console) -> None:
+    with Sinks(tmp_path, console, Progress(num_steps=9)) as sinks:
+        for step in range(5):
             sinks.write(finished(step))
-    assert [line["step"] for line in lines(log)] == [1, 2]
+    with (tmp_path / "logging.jsonl").open("a") as torn:
+        torn.write('{"step": 6, "lo')
+    with Sinks(tmp_path, console, Progress(num_steps=9, step=3)) as sinks:
+        sinks.write(finished(3, Channel.B))
+    for name in ("logging.jsonl", "ledger.jsonl"):
+        assert [line["step"] for line in lines(tmp_path / name)] == [1, 2, 3, 4]
+    assert [line["channel"] for line in lines(tmp_path / "logging.jsonl")] == ["A", "A", "A", "B"]
+
+
+def test_the_ledger_has_every_step_whatever_is_logged(
+    tmp_path: Path, console: Console, learned_of: Callable[..., LearnedRollout]
+) -> None:
+    lost = LostSample(learned_of("{}").rollout.request, "bad_image", "not a PNG", retryable=False)
+    with Sinks(tmp_path, console, Progress(num_steps=9), logging_steps=5) as sinks:
+        sinks.write(finished(0))
+        sinks.write(finished(1, Channel.B, (lost,)))
+    assert lines(tmp_path / "ledger.jsonl") == [
+        {"step": 1, "trained": ["train:0"], "lost": []},
+        {"step": 2, "trained": ["train:1"], "lost": ["train:1"]},
+    ]
+    assert lines(tmp_path / "logging.jsonl") == []
 
 
 def test_a_warning_is_printed_and_logged(tmp_path: Path, console: Console) -> None:
     log = tmp_path / "logging.jsonl"
-    with Sinks(log, console, Progress(num_steps=9, step=4)) as sinks:
+    with Sinks(tmp_path, console, Progress(num_steps=9, step=4)) as sinks:
         sinks.warn(None)
         sinks.warn("answers grow [longer]")
     assert lines(log) == [{"step": 4, "warning": "answers grow [longer]"}]
@@ -85,6 +105,6 @@ def test_a_warning_is_printed_and_logged(tmp_path: Path, console: Console) -> No
 
 def test_lost_samples_are_named(tmp_path: Path, console: Console, learned_of: Callable[..., LearnedRollout]) -> None:
     lost = LostSample(learned_of("{}").rollout.request, "bad_image", "not a PNG [/or so]", retryable=False)
-    with Sinks(tmp_path / "logging.jsonl", console, Progress(num_steps=9)) as sinks:
+    with Sinks(tmp_path, console, Progress(num_steps=9)) as sinks:
         sinks.write(finished(4, Channel.B, (lost,)))
     assert "step 5: train:1 lost: bad_image: not a PNG [/or so]" in printed(console)
