@@ -50,7 +50,7 @@ def taught(text: str, truth: list[GroundTruthObject], vocabulary: CoordinateVoca
     return rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, **weights)  # type: ignore[arg-type]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(objects)
 def test_what_is_written_is_read_back(vocabulary: CoordinateVocabulary, items: list[GroundTruthObject]) -> None:
     ids = [*vocabulary.encode(answer_text(items)), vocabulary.im_end_id]
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_back(vocabulary: CoordinateVocabulary, items: l
     assert ground_truth_target("train:1", PROMPT, items, vocabulary).token_ids == (*PROMPT, *ids)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_every_ground_truth_object_is_taught_exactly_once(
     vocabulary: CoordinateVocabulary, data: st.DataObject
