@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,23 +63,7 @@ def build_tiny(directory: Path, *, seed: int = 0, tokenizer: Glue = "plain", **o
 def tiny_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes) -> Qwen3VLConfig:
     """The model's configuration; every id of the tokenizer has a row and no row is without an id."""
     return Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": sizes.hidden_size,
-            "intermediate_size": sizes.intermediate_size,
-            "num_hidden_layers": sizes.num_hidden_layers,
-            "num_attention_heads": sizes.num_attention_heads,
-            "num_key_value_heads": sizes.num_key_value_heads,
-            "head_dim": sizes.head_dim,
-            "max_position_embeddings": sizes.max_position_embeddings,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": _mrope_section(sizes.head_dim),
-                "mrope_interleaved": True,
-            },
-            "tie_word_embeddings": True,
-        },
+        text_config=_text_config(len(tokenizer), sizes),
         vision_config={
             "depth": sizes.vision_depth,
             "hidden_size": sizes.vision_hidden_size,
@@ -98,6 +83,26 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes) -> Qwen3VL
         tie_word_embeddings=True,
         dtype="float32",
     )
+
+
+def _text_config(vocab_size: int, sizes: TinySizes) -> dict[str, Any]:
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.num_hidden_layers,
+        "num_attention_heads": sizes.num_attention_heads,
+        "num_key_value_heads": sizes.num_key_value_heads,
+        "head_dim": sizes.head_dim,
+        "max_position_embeddings": sizes.max_position_embeddings,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "mrope_section": _mrope_section(sizes.head_dim),
+            "mrope_interleaved": True,
+        },
+        "tie_word_embeddings": True,
+    }
 
 
 @torch.no_grad()
