@@ -23,7 +23,7 @@ IM_END = "<|im_end|>"
 ANY_COORDINATE = f"{chr(COORDINATE_MARK)}-{chr(COORDINATE_MARK + NUM_BINS - 1)}"
 """The range of coordinate marks, for use inside a character class."""
 
-_PROBE = '{"object_1": {"desc": "öl 猫 x", "bbox_2d": ["<|coord_0|>", "<|coord_7|>", "<|coord_999|>"]}}<|im_end|>'
+_PROBE_HEAD, _PROBE_BETWEEN, _PROBE_TAIL = '{"object_1": {"desc": "a", "bbox_2d": ["', '", "', '"]}}'
 
 
 def coordinate_text(bin: int) -> str:
@@ -141,14 +141,19 @@ class CoordinateVocabulary:
 
     def _check(self) -> None:
         """Encode a small answer and read it back."""
-        ids = self.encode(_PROBE)
-        head, *_, tail = _PROBE.split(coordinate_text(0))[0], _PROBE.split(coordinate_text(999))[-1]
-        between = self.encode('", "')
-        zero, seven, last = self.coordinate_ids[0], self.coordinate_ids[7], self.coordinate_ids[999]
-        stretches = [*self.encode(head), zero, *between, seven, *between, last, *self.encode(tail)]
-        if self.decode_pieces(ids) != _PROBE.encode() or ids != stretches:
+        first, last = coordinate_text(0), coordinate_text(NUM_BINS - 1)
+        text = _PROBE_HEAD + first + _PROBE_BETWEEN + last + _PROBE_TAIL
+        ids = self.encode(text)
+        in_stretches = [
+            *self.encode(_PROBE_HEAD),
+            self.id_of(0),
+            *self.encode(_PROBE_BETWEEN),
+            self.id_of(NUM_BINS - 1),
+            *self.encode(_PROBE_TAIL),
+        ]
+        if self.decode_pieces(ids) != text.encode() or ids != in_stretches:
             raise DataError(
-                f"the tokenizer turns {_PROBE!r} into {self.decode_pieces(ids)!r}; answers need a byte-level tokenizer "
+                f"the tokenizer turns {text!r} into {self.decode_pieces(ids)!r}; answers need a byte-level tokenizer "
                 "with <|coord_0|> … <|coord_999|> as added special tokens that strip no white space"
             )
 
