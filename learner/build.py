@@ -80,7 +80,8 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
         )
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server
-        pool = pool_for(config, [RolloutServer(client, section.stall_timeout_s) for client in clients], sampling)
+        servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
+        pool = pool_for(config, servers, sampling)
         for server in pool.servers:
             check_server(await server.info(), server.name, loaded.folder)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]

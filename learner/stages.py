@@ -8,7 +8,8 @@ Each generator is closed by the one that consumes it, so a failure on either sid
 """
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from hashlib import blake2b
 from typing import Protocol
@@ -66,10 +67,7 @@ class RolloutSource:
     def targets(self, step: StepPlan, version: PolicyVersion | None, report: StepReport) -> TargetsOf:
         async def targets(group: Group) -> AsyncGenerator[TrainingSample, None]:
             encoded = await encoded_group(group, self._encoder, report)
-            requests = [
-                RolloutRequest(each, sampling_seed(self._run_seed, step.step, each.record.record_id))
-                for each in encoded
-            ]
+            requests = decode_requests(encoded, self._run_seed, step.step)
             async with aclosing(self._results(requests, version, report)) as results:
                 async for result in results:
                     if isinstance(result, LostSample):
@@ -146,6 +144,17 @@ async def encoded_group(group: Group, encoder: Encoder, report: StepReport) -> l
             tasks.start_soon(encode, place, record)
     report.add_time("time/encode_s", time.perf_counter() - started)
     return [encoded[place] for place in range(len(group))]
+
+
+def decode_requests(encoded: Sequence[EncodedRecord], run_seed: int, step: int) -> list[RolloutRequest]:
+    """One request a record. At the border of two epochs a record can stand in a step twice: each is told apart."""
+    asked: Counter[str] = Counter()
+    requests = []
+    for each in encoded:
+        record_id = each.record.record_id
+        requests.append(RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id]))
+        asked[record_id] += 1
+    return requests
 
 
 def sampling_seed(run_seed: int, step: int, record_id: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 
 from learner.data.sample import EncodedRecord
+from learner.rollouts.stall import moving
 from shared.errors import BoxloopError, PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
 from shared.framing import decode_lines
 from shared.wire import (
@@ -27,14 +28,20 @@ from shared.wire import (
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One answer to decode: an encoded record and the seed of its sampling."""
+    """One answer to decode: an encoded record and the seed of its sampling.
+
+    `repeat` counts the earlier requests for the same record in one call.
+    """
 
     encoded: EncodedRecord
     seed: int
+    repeat: int = 0
 
     @property
     def uid(self) -> str:
-        return self.encoded.record.record_id
+        """The record's id, made unique within a call."""
+        record_id = self.encoded.record.record_id
+        return f"{record_id}+{self.repeat}" if self.repeat else record_id
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,16 @@ class LostSample:
 
 
 class RolloutServer:
-    """HTTP client of one rollout server. A stream may stay silent for at most `stall_timeout_s`."""
+    """HTTP client of one rollout server.
 
-    def __init__(self, client: httpx.AsyncClient, stall_timeout_s: float) -> None:
+    A stream may go on without a line, or with work and without a token, for at most `stall_timeout_s`, and in all for
+    `infer_timeout_s` (None = without limit).
+    """
+
+    def __init__(self, client: httpx.AsyncClient, stall_timeout_s: float, infer_timeout_s: float | None = None) -> None:
         self._client = client
         self._stall_timeout_s = stall_timeout_s
+        self._infer_timeout_s = infer_timeout_s
         self.name = str(client.base_url)
 
     async def info(self) -> ServerInfo:
@@ -90,8 +102,8 @@ class RolloutServer:
     ) -> AsyncGenerator[Rollout | LostSample, None]:
         """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
 
-        Raises ServerUnavailable when the stream is cut or silent, VersionConflict when the server holds other weights,
-        PromptMismatch when it expands a prompt differently.
+        Raises ServerUnavailable when the stream is cut or stands still, VersionConflict when the server holds other
+        weights, PromptMismatch when it expands a prompt differently, ProtocolError when it answers what was not asked.
         """
         open_requests = {request.uid: request for request in requests}
         body = RolloutBatch(
@@ -111,8 +123,11 @@ class RolloutServer:
                 timeout=httpx.Timeout(self._stall_timeout_s),
             ) as response:
                 await self._raise_for(response)
-                async for line in decode_lines(response.aiter_bytes()):
+                lines = decode_lines(response.aiter_bytes())
+                async for line in moving(lines, self.name, self._stall_timeout_s, self._infer_timeout_s):
                     match line:
+                        case StreamSample() | StreamError() if line.uid not in open_requests:
+                            raise ProtocolError(f"{self.name} answered {line.uid!r}, which is not open in this batch")
                         case StreamSample():
                             yield checked_rollout(open_requests.pop(line.uid), line, self.name)
                         case StreamError():
@@ -147,8 +162,8 @@ def refusal(server: str, status: int, content: bytes) -> BoxloopError:
         body = ErrorBody.model_validate_json(content)
     except ValueError:
         return ProtocolError(f"{server} answered {status}: {content[:300]!r}")
-    if body.policy_version is not None:
-        return VersionConflict(f"{server} holds policy version {body.policy_version}: {body.message}")
+    if body.code == "policy_version":
+        return VersionConflict(f"{server} holds other weights: {body.message}")
     if body.retryable:
         return ServerUnavailable(f"{server} answered {status} {body.code}: {body.message}")
     return ProtocolError(f"{server} answered {status} {body.code}: {body.message}")

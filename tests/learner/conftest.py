@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from learner.data.images import ImageReader
+from learner.data.prompt import Encoder
 from learner.data.sample import EncodedImage, TrainingSample
-from learner.detection.record import GroundTruthObject
+from learner.detection.record import GroundTruthObject, Record
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import LoadedModel, load_model, load_tokenizer
 from learner.model.tiny import build_tiny
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepTotals
+from learner.rollouts.remote import RolloutRequest
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
@@ -97,3 +100,28 @@ def pack_of() -> Callable[..., Pack[TrainingSample]]:
 @pytest.fixture
 def step_totals_of() -> Callable[..., StepTotals]:
     return totals_of
+
+
+@pytest.fixture(scope="session")
+def encoder(checkpoint: Path) -> Encoder:
+    """The encoder of the checkpoint that test servers serve."""
+    return Encoder(
+        load_tokenizer(str(checkpoint)), ImageReader.from_checkpoint(checkpoint), system="", user_prompt="Detect."
+    )
+
+
+@pytest.fixture
+def requests_of(encoder: Encoder, image: Callable[..., bytes], tmp_path: Path) -> Callable[[int], list[RolloutRequest]]:
+    """Make requests for images of noise, `data:1` and on, each with one object."""
+
+    def make(count: int) -> list[RolloutRequest]:
+        requests = []
+        for number in range(1, count + 1):
+            path = tmp_path / f"{number}.png"
+            path.write_bytes(image(number))
+            objects = (GroundTruthObject("cat", "bbox_2d", (100, 200, 300, 400)),)
+            record = Record(f"data:{number}", (str(path),), 64, 64, objects)
+            requests.append(RolloutRequest(encoder.encode_now(record), seed=number))
+        return requests
+
+    return make
