@@ -1,8 +1,9 @@
 """Publishing the learner's weights to every server before a B step whose weights are stale."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -13,6 +14,7 @@ from shared.streams import task_group
 from shared.wire import PolicyVersion, WeightCommit, WeightManifest
 
 Snapshot = Callable[[], Mapping[str, torch.Tensor]]
+Body = TypeVar("Body", WeightManifest, WeightCommit)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class WeightPublisher:
     async def publish_if_stale(self, step: int) -> Published:
         """Bring every server to the weights of `step`; at once when none is stale.
 
-        Raises WeightSyncFailed when a server cannot commit; that server then serves its old version or is not ready.
+        Every server has agreed before the first one loads. Raises WeightSyncFailed when one refuses or cannot load; it
+        then serves its old version or is not ready.
         """
         version = PolicyVersion(incarnation=self._incarnation, step=step)
         if version == self._held:
@@ -56,19 +59,17 @@ class WeightPublisher:
         started = time.monotonic()
         manifest = await self._compute(self._write, version)
         try:
-            async with task_group() as tasks:
-                for channel in self._channels:
-                    tasks.start_soon(publish_to, channel, manifest)
+            await self._on_each(WeightChannel.prepare, manifest)
+            await self._on_each(WeightChannel.commit, WeightCommit(policy_version=version))
         finally:
             self._transport.drop(manifest)
         self._held = version
         return Published(version, time.monotonic() - started)
 
+    async def _on_each(self, send: Callable[[WeightChannel, Body], Coroutine[Any, Any, object]], body: Body) -> None:
+        async with task_group() as tasks:
+            for channel in self._channels:
+                tasks.start_soon(send, channel, body)
+
     def _write(self, version: PolicyVersion) -> WeightManifest:
         return self._transport.write(self._snapshot(), version, "full")
-
-
-async def publish_to(channel: WeightChannel, manifest: WeightManifest) -> None:
-    """One server's transaction: announce, then load."""
-    await channel.prepare(manifest)
-    await channel.commit(WeightCommit(policy_version=manifest.policy_version))
