@@ -1,0 +1,229 @@
+"""From a step's records to packs, over a real server whose answers come when a script says."""
+
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from learner.compute import ComputeLane
+from learner.data.prompt import Encoder
+from learner.detection.matching import MatchingConfig
+from learner.detection.record import Record
+from learner.detection.targets import TargetWeights
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.learn import Update
+from learner.model.load import load_tokenizer
+from learner.packing.packer import Pack, Packer
+from learner.packing.policies import OnePack
+from learner.plan.schedule import Channel
+from learner.plan.step_plan import StepPlan, StepTotals
+from learner.reporting.step_report import StepReport
+from learner.rollouts.balance import RolloutPool
+from learner.rollouts.remote import RolloutRequest, RolloutServer
+from learner.stages import RolloutSource, decode_requests, fill_packs, ground_truth_targets, sampling_seed
+from learner.teacher import Teacher
+from shared.errors import DataError, ServerUnavailable
+from shared.streams import prefetched
+from shared.wire import Sampling
+
+CAPACITY = 2048
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint: Path) -> Teacher:
+    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+    return Teacher(vocabulary, MatchingConfig(), TargetWeights(), CAPACITY)
+
+
+@pytest.fixture
+def step_of(requests_of: Callable[[int], list[RolloutRequest]]) -> Callable[..., StepPlan]:
+    """A B step over `count` records in `groups` equal groups."""
+
+    def plan(count: int, groups: int = 1) -> StepPlan:
+        records = tuple(request.encoded.record for request in requests_of(count))
+        size = count // groups
+        parts = tuple(records[start : start + size] for start in range(0, count, size))
+        return StepPlan(2, Channel.B, 0.5, parts, StepTotals.of(records), count)
+
+    return plan
+
+
+class Rig:
+    """A step, and the stages that feed it from one server."""
+
+    def __init__(
+        self, client: object, encoder: Encoder, teacher: Teacher, streaming: bool = True, in_order: bool = False
+    ) -> None:
+        sampling = Sampling(max_new_tokens=4, stop_token_ids=(7,))
+        self.pool = RolloutPool([RolloutServer(client, 5.0)], sampling)  # type: ignore[arg-type]
+        self.source = RolloutSource(encoder, self.pool, teacher, run_seed=3, streaming=streaming, in_order=in_order)
+
+    def targets(self, step: StepPlan, report: StepReport | None = None):
+        return self.source.targets(step, None, report or StepReport.opened(step))
+
+    async def names(self, step: StepPlan) -> list[str]:
+        with anyio.fail_after(20):
+            async with aclosing(self.targets(step)(step.groups[0])) as samples:
+                return [sample.target.record_id async for sample in samples]
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    with anyio.fail_after(5):
+        while not happened():  # noqa: ASYNC110 - the server runs on another thread
+            await anyio.sleep(0.01)
+
+
+async def learned(stages: AsyncGenerator[Pack, None], learn: Callable[[Pack], object]) -> None:
+    """What the training loop does with packs."""
+    async with prefetched(stages, depth=1) as packs:
+        async for pack in packs:
+            learn(pack)
+
+
+LAST_FIRST = {"delays": {"data:1": 0.5, "data:2": 0.25}}
+
+
+@pytest.mark.parametrize(("in_order", "expected"), [(False, [3, 2, 1]), (True, [1, 2, 3])])
+async def test_targets_come_as_answers_finish_or_in_record_order(
+    serving, scripted, encoder, teacher, step_of, in_order: bool, expected: list[int]
+) -> None:
+    with serving(scripted(LAST_FIRST)) as running:
+        async with running.client() as client:
+            names = await Rig(client, encoder, teacher, in_order=in_order).names(step_of(3))
+    assert names == [f"data:{number}" for number in expected]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_only_streaming_learns_before_the_last_answer(
+    serving, scripted, encoder, teacher, step_of, streaming: bool
+) -> None:
+    step = step_of(3)
+    with serving(scripted({"delays": {"data:1": 0.4}})) as running:
+        async with running.client() as client:
+            source = Rig(client, encoder, teacher, streaming=streaming).targets(step)
+            async with aclosing(source(step.groups[0])) as samples:
+                await anext(samples)
+                assert running.engine.load().running == (1 if streaming else 0)
+
+
+async def test_a_lost_sample_is_reported_and_the_others_are_taught(
+    serving, scripted, encoder, teacher, step_of
+) -> None:
+    step = step_of(3)
+    report = StepReport.opened(step)
+    with serving(scripted({"faults": {"data:2": "error"}})) as running:
+        async with running.client() as client:
+            rig = Rig(client, encoder, teacher)
+            async with aclosing(rig.targets(step, report)(step.groups[0])) as samples:
+                names = sorted([sample.target.record_id async for sample in samples])
+    assert names == ["data:1", "data:3"]
+    with ComputeLane() as lane:
+        lost = report.closed(Update(*[0.0] * 6, 0, 0, 0.0, 0.0, 0.0), lane).lost
+    assert [each.request.uid for each in lost] == ["data:2"]
+
+
+async def test_a_record_may_stand_in_a_step_twice(serving, scripted, encoder, teacher, step_of) -> None:
+    step = step_of(2)
+    first, second = step.groups[0]
+    step = replace(step, groups=((first, second, first),))
+    with serving(scripted()) as running:
+        async with running.client() as client:
+            assert Counter(await Rig(client, encoder, teacher).names(step)) == {"data:1": 2, "data:2": 1}
+            assert await Rig(client, encoder, teacher, in_order=True).names(step) == ["data:1", "data:2", "data:1"]
+
+
+async def test_packs_hold_every_target_once_and_no_group_shares_one(
+    serving, scripted, encoder, teacher, step_of
+) -> None:
+    step = step_of(6, groups=3)
+    with serving(scripted()) as running:
+        async with running.client() as client:
+            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), OnePack(CAPACITY))
+            async with prefetched(stages, depth=1) as packs:
+                names = [sorted(item.target.record_id for item in pack.items) async for pack in packs]
+    assert names == [["data:1", "data:2"], ["data:3", "data:4"], ["data:5", "data:6"]]
+
+
+async def test_in_order_packs_do_not_depend_on_when_answers_come(serving, scripted, encoder, teacher, step_of) -> None:
+    step, made = step_of(6), []
+    for delays in ({}, {"data:1": 0.2, "data:4": 0.1}):
+        with serving(scripted({"delays": delays})) as running:
+            async with running.client() as client:
+                source = Rig(client, encoder, teacher, in_order=True).targets(step)
+                stages = fill_packs(step, source, Packer(200, 0.7), in_order=True)
+                async with prefetched(stages, depth=1) as packs:
+                    made.append([[item.target for item in pack.items] async for pack in packs])
+    assert made[0] == made[1]
+    assert len(made[0]) > 1
+
+
+async def test_a_pack_is_learned_while_the_rest_is_still_decoded(serving, scripted, encoder, teacher, step_of) -> None:
+    step = step_of(4)
+    delays = {"data:3": 0.6, "data:4": 0.6}
+    with serving(scripted({"delays": delays})) as running:
+        async with running.client() as client:
+            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), Packer(CAPACITY, min_fill=0.01))
+            async with prefetched(stages, depth=1) as packs:
+                first = await packs.receive()
+                assert running.engine.load().running == 2
+                rest = [item.target.record_id async for pack in packs for item in pack.items]
+    names = [item.target.record_id for item in first.items] + rest
+    assert sorted(names) == ["data:1", "data:2", "data:3", "data:4"]
+
+
+async def test_a_learner_that_fails_stops_the_decoding(serving, scripted, encoder, teacher, step_of) -> None:
+    step = step_of(4)
+    with serving(scripted({"delays": {"data:4": 30}})) as running:
+        async with running.client() as client:
+            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), Packer(CAPACITY, min_fill=0.01))
+            with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
+                await learned(stages, lambda pack: 1 // 0)
+            await until(lambda: running.engine.load().running == 0)
+
+
+async def test_a_server_that_fails_ends_the_step_with_its_error(serving, scripted, encoder, teacher, step_of) -> None:
+    step, started = step_of(4), time.monotonic()
+    with serving(scripted({"delays": {"data:4": 30}}, max_stream_s=0.3)) as running:
+        async with running.client() as client:
+            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), Packer(CAPACITY, min_fill=0.01))
+            with pytest.raises(ServerUnavailable, match="for 1 samples"):
+                await learned(stages, lambda pack: None)
+    assert time.monotonic() - started < 5
+
+
+async def test_ground_truth_is_taught_in_record_order(encoder, teacher, step_of) -> None:
+    step = step_of(5)
+    report = StepReport.opened(step)
+    async with aclosing(ground_truth_targets(encoder, teacher, report)(step.groups[0])) as samples:
+        targets = [sample.target async for sample in samples]
+    assert [target.record_id for target in targets] == [f"data:{number}" for number in range(1, 6)]
+    assert all(len(target.boxes) == 1 for target in targets)
+
+
+async def test_an_image_that_is_gone_is_named_with_its_record(encoder, teacher, step_of) -> None:
+    step = step_of(3)
+    missing = step.groups[0][1].images[0]
+    Path(missing).unlink()
+    with pytest.raises(DataError, match=rf"data:2: {missing}"):
+        async with aclosing(ground_truth_targets(encoder, teacher, StepReport.opened(step))(step.groups[0])) as made:
+            await anext(made)
+
+
+def test_a_seed_depends_on_run_step_and_record_alone(requests_of) -> None:
+    encoded = [request.encoded for request in requests_of(4)]
+    forth, back = decode_requests(encoded, 1, 5), decode_requests(encoded[::-1], 1, 5)
+    assert {r.uid: r.seed for r in forth} == {r.uid: r.seed for r in back}
+    seeds = {sampling_seed(run, step, f"data:{n}") for run in (1, 2) for step in (5, 6) for n in range(50)}
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_requests_for_one_record_are_told_apart(requests_of) -> None:
+    encoded = requests_of(1)[0].encoded
+    assert isinstance(encoded.record, Record)
+    assert [request.uid for request in decode_requests([encoded] * 3, 0, 0)] == ["data:1", "data:1+1", "data:1+2"]
