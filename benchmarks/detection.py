@@ -110,6 +110,7 @@ def measure(work: Work, kind: Kind, runs: int) -> None:
         num_tokens=work.num_tokens,
         ours_us_per_token={stage: per_token_us(each.ours_s) for stage, each in stages.items()},
         baseline_us_per_token={stage: per_token_us(each.baseline_s) for stage, each in stages.items()},
+        baseline_parse_expected_us_per_token=[15, 25],
     )
     bare = compared(work.parse, work.parse_by_json, runs * 4, process_time)
     print_measure(

@@ -59,7 +59,7 @@ def parse(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[Found], list[i
         pieces, starts = decode_each(token_ids, tokenizer)
     text = "".join(pieces)
     found = []
-    for start, stop in object_spans(text):
+    for key, start, stop in object_spans(text):
         positions = []
         for place, (token_id, at, piece) in enumerate(zip(token_ids, starts, pieces, strict=True)):
             token_end = at + len(piece)
@@ -67,7 +67,7 @@ def parse(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[Found], list[i
                 continue
             if int(token_id) in coordinate_ids:
                 positions.append(place)
-        if (each := read_object(text, start, stop, positions)) is not None:
+        if (each := read_object(key, text[start:stop], positions)) is not None:
             found.append(each)
     prefix = list(token_ids[: found[-1].positions[-1] + 1]) if found else []
     prefix_text = "".join(decode_each(prefix, tokenizer)[0])
@@ -76,41 +76,52 @@ def parse(token_ids: Sequence[int], tokenizer: Any) -> tuple[list[Found], list[i
     return found, prefix
 
 
-def object_spans(text: str) -> list[tuple[int, int]]:
-    """Where the values of the top-level keys stand, character by character."""
-    spans, depth, start, in_string, escaped = [], 0, 0, False, False
+def object_spans(text: str) -> list[tuple[str, int, int]]:
+    """Top-level keys and where their values stand, character by character."""
+    spans: list[tuple[str, int, int]] = []
+    open_braces: list[str] = []
+    buffer: list[str] = []
+    key, string, start, in_string, escaped = "", "", 0, False, False
     for place, character in enumerate(text):
         if in_string:
             if escaped:
                 escaped = False
+                buffer.append(character)
             elif character == "\\":
                 escaped = True
+                buffer.append(character)
             elif character == '"':
                 in_string = False
+                string = "".join(buffer)
+            else:
+                buffer.append(character)
         elif character == '"':
             in_string = True
+            buffer = []
+        elif character == ":" and len(open_braces) == 1:
+            key = string
         elif character in "{[":
-            depth += 1
-            if depth == 2:
+            open_braces.append(character)
+            if len(open_braces) == 2:
                 start = place
         elif character in "}]":
-            depth -= 1
-            if depth == 1:
-                spans.append((start, place + 1))
+            open_braces.pop()
+            if len(open_braces) == 1:
+                spans.append((key, start, place + 1))
     return spans
 
 
-def read_object(text: str, start: int, stop: int, positions: list[int]) -> Found | None:
-    key = re.search(r'"object_(\d+)":\s*$', text[:start])
-    value = json.loads(text[start:stop])
+def read_object(key: str, value_text: str, positions: list[int]) -> Found | None:
+    number = re.fullmatch(r"object_(\d+)", key)
+    value = json.loads(value_text)
     kind = next((kind for kind in ("bbox_2d", "poly") if kind in value), None)
-    if key is None or kind is None:
+    if number is None or kind is None:
         return None
     coordinates = [COORDINATE.fullmatch(item) for item in value[kind]]
     bins = [int(match.group(1)) for match in coordinates if match]
     if len(bins) != len(value[kind]) or len(bins) != len(positions):
         return None
-    return Found(int(key.group(1)), value["desc"], kind, bins, positions)
+    return Found(int(number.group(1)), value["desc"], kind, bins, positions)
 
 
 def match(found: list[Found], truth: Sequence[GroundTruthObject], gate: float = 0.3) -> list[tuple[int, int]]:

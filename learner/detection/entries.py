@@ -133,7 +133,7 @@ class Entries:
             return self.drop(DropReason[kind])
         if marks is None:
             return self.drop(DropReason.not_coordinates)
-        bins = tuple([_BIN_OF_MARK[mark] for mark in marks])
+        bins = tuple(map(_BIN_OF_MARK.__getitem__, marks))
         positions = tuple(self.coordinate_positions[first : first + len(bins)])
         if kind == "bbox_2d":
             if len(bins) != 4:

@@ -80,14 +80,12 @@ def match_objects(
     # What a pair saves against leaving both sides alone; an assignment of nothing but savings is optimal.
     saved = np.maximum(allowed * (iou + (config.fp_cost + config.fn_cost - 1.0)), 0.0)
     rows, columns = linear_sum_assignment(saved, maximize=True)
-    pairs = tuple(
-        (i, j, float(iou[i, j])) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if saved[i, j] > 0
-    )
+    pairs = [(i, j, iou.item(i, j)) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if saved.item(i, j)]
     matched, found = {i for i, _, _ in pairs}, {j for _, j, _ in pairs}
     return Match(
-        pairs=pairs,
-        missing=tuple(j for j in range(len(ground_truth)) if j not in found),
-        extra=tuple(i for i in range(len(predictions)) if i not in matched),
+        pairs=tuple(pairs),
+        missing=tuple([j for j in range(len(ground_truth)) if j not in found]),
+        extra=tuple([i for i in range(len(predictions)) if i not in matched]),
         gating_rejections=int(np.count_nonzero(candidates) - np.count_nonzero(allowed)),
     )
 
@@ -96,7 +94,7 @@ def _candidates(iou: NDArray[np.float64], top_k: int) -> NDArray[np.bool_]:
     """[P, G]: which ground truths are looked at for each prediction."""
     candidates = iou > 0
     if iou.shape[1] > top_k:
-        for row in np.flatnonzero(candidates.sum(axis=1) > top_k):
+        for row in (candidates.sum(axis=1) > top_k).nonzero()[0]:
             candidates[row, np.argsort(-iou[row], kind="stable")[top_k:]] = False
     return candidates
 

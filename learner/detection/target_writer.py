@@ -7,7 +7,7 @@ merges anything, so a stretch between two of them has the same ids wherever it s
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from learner.detection.prediction import Place
 from learner.detection.serialize import (
@@ -22,7 +22,8 @@ from learner.detection.vocabulary import CoordinateVocabulary
 
 OPEN_ANSWER = "{"
 _STRUCTURE, _DESC = b"\1", b"\2"
-Box = tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+Corners = tuple[int, int, int, int]
+Box = tuple[Corners, Corners]
 
 
 class Stretch(NamedTuple):
@@ -131,8 +132,7 @@ class TargetWriter:
 
     def supervise_box(self, positions: tuple[int, ...], bins: tuple[int, ...]) -> None:
         """Pull four coordinate slots towards the bins of a box."""
-        (p1, p2, p3, p4), (b1, b2, b3, b4) = positions, bins
-        self.boxes.append(((p1, p2, p3, p4), (b1, b2, b3, b4)))
+        self.boxes.append((cast(Corners, positions), cast(Corners, bins)))
 
     def write(self, stretch: Stretch, structure_weight: float, desc_weight: float) -> None:
         """Append a stretch of text."""
@@ -150,10 +150,10 @@ class TargetWriter:
     def write_coordinates(self, bins: Sequence[int], structure_weight: float, weight: float) -> tuple[int, ...]:
         """Append coordinate tokens and what stands between them; returns the positions of the tokens."""
         start, between = len(self.token_ids), self._between.token_ids
-        for bin in bins:
+        for place, bin in enumerate(bins):
+            if place:
+                self.token_ids += between
             self.token_ids.append(self._vocabulary.coordinate_ids[bin])
-            self.token_ids += between
-        del self.token_ids[len(self.token_ids) - len(between) :]
         positions = range(start, len(self.token_ids))
         weights = ([weight] + [structure_weight] * len(between)) * len(bins)
         self.ce_positions += [position for position, each in zip(positions, weights, strict=False) if each]
