@@ -1,0 +1,187 @@
+"""Whole runs by the `boxloop` command: a real server process, a real learner process, a model that answers a little."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MARK = "BOXLOOP_TEST_RUN"
+"""Environment variable that every process of a run inherits."""
+
+CONFIG = {
+    "extends": str(ROOT / "configs" / "base.yaml"),
+    "global_max_length": 512,
+    "model": {"dtype": "float32"},
+    "template": {"system": "", "min_pixels": 16384, "max_pixels": 16384},
+    "training": {
+        "effective_batch_size": 6,
+        "per_device_train_batch_size": 6,
+        "learning_rate": 2.0e-3,
+        "optim": "muon",
+        "save_strategy": "steps",
+        "save_steps": 3,
+    },
+    "custom": {
+        "user_prompt": "Detect all objects.",
+        "extra": {
+            "rollout_matching": {
+                "rollout_backend": "hf",
+                "max_new_tokens": 120,
+                "deterministic": True,
+                "vllm": {"max_num_seqs": 16},
+            },
+        },
+    },
+}
+STAGE1 = {"training": {"max_steps": 60, "save_steps": 60, "save_only_model": True, "effective_batch_size": 12,
+                       "per_device_train_batch_size": 12},
+          "custom": {"trainer_variant": "stage1_sft"}}  # fmt: skip
+STAGE2 = {"training": {"max_steps": 6},
+          "custom": {"trainer_variant": "stage2_ab_training",
+                     "extra": {"stage2_ab": {"schedule": {"pattern": ["A", "A", "B"]}},
+                               "rollout_matching": {"monitor_dump": {"enabled": True}}}}}  # fmt: skip
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {key: merged(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(base[key], dict)}
+    return {**base, **over, **both}
+
+
+@dataclass
+class Command:
+    """One `boxloop …` in a session of its own, with all that it started."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    mark: str
+    told: str = ""
+
+    def end(self, timeout_s: float = 90) -> int:
+        """Wait for it; the exit code. `told` is then what it printed."""
+        self.told = self.process.communicate(timeout=timeout_s)[0]
+        return self.process.returncode
+
+    def wait_for(self, happened: Callable[[], bool], timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not happened():
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.process.stdout.read()}"
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.05)
+
+    def log(self, name: str = "logging.jsonl") -> list[dict[str, Any]]:
+        """The records so far, whole lines only."""
+        path = self.folder / name
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def pids(self) -> list[int]:
+        """Living processes of this run, the supervisor among them."""
+        wanted = f"{MARK}={self.mark}".encode()
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if wanted in environment.read_bytes().split(b"\0"):
+                    found.append(int(environment.parent.name))
+            except OSError:  # it has just ended, or is not ours
+                continue
+        return found
+
+    def kill_all(self) -> None:
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 images to train on and 8 to validate on."""
+    from learner.data.shapes import render_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    assert sum(render_shapes(folder, train=64, val=8, seed=1, num_workers=1)) == 72
+    return folder
+
+
+def start_command(arguments: Sequence[str], folder: Path) -> Command:
+    mark = uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compose", *arguments],
+        env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    return Command(process, folder, mark)
+
+
+def write_config(path: Path, shapes: Path, model: Path, values: dict[str, Any]) -> Path:
+    own = {
+        "model": {"model": str(model)},
+        "training": {"output_dir": str(path.parent / "run")},
+        "custom": {"train_jsonl": str(shapes / "train.jsonl"), "val_jsonl": str(shapes / "val.jsonl")},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(merged(merged(CONFIG, values), own)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stage1(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that mostly answers in the format, made by `boxloop up` without a server."""
+    from learner.model.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("stage1")
+    build_tiny(folder / "tiny", seed=2)
+    config = write_config(folder / "config.yaml", shapes, folder / "tiny", STAGE1)
+    command = start_command(["up", f"config={config}"], folder / "run")
+    assert command.end() == 0, command.told
+    assert not list((folder / "run").glob("server-*.log"))
+    return folder / "run" / "checkpoint-60"
+
+
+@pytest.fixture(scope="session")
+def config_of(shapes: Path, stage1: Path) -> Callable[[Path], Path]:
+    """Write the configuration of six steps A, A, B, A, A, B into a folder."""
+    return lambda folder: write_config(folder / "config.yaml", shapes, stage1, STAGE2)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `boxloop ARGUMENTS…`; nothing of it outlives the test."""
+    started: list[Command] = []
+
+    def run(*arguments: object, folder: Path | None = None) -> Command:
+        started.append(start_command([str(each) for each in arguments], folder or tmp_path / "run"))
+        return started[-1]
+
+    yield run
+    for command in started:
+        command.kill_all()
+
+
+@pytest.fixture(scope="session")
+def six_steps(config_of: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A finished run; treat its folder as read-only."""
+    folder = tmp_path_factory.mktemp("six")
+    command = start_command(["up", f"config={config_of(folder)}", "server_port=0"], folder / "run")
+    try:
+        code = command.end()
+    finally:
+        command.kill_all()
+    assert code == 0, command.told
+    return command
