@@ -19,9 +19,9 @@ from shared.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
 DEFAULT_MINUTES = 5.0
-STAGE1_STEPS = 400
+STAGE1_STEPS = 800
 STAGE2_STEPS = 60
-NUM_TRAIN, NUM_VAL = 12800, 200
+NUM_TRAIN, NUM_VAL = 8192, 200
 PACKAGES = ("boxloop", "torch", "transformers")
 
 

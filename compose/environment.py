@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 LOCAL = "127.0.0.1,localhost"
 TOKEN_VARIABLE = "BOXLOOP_TOKEN"
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""glibc gives large freed blocks back to the kernel and asks for them again; a training step on the CPU is a tenth
+faster when it keeps them."""
 
 
 def new_token() -> str:
@@ -31,6 +38,7 @@ def child_environment(
     environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), TOKEN_VARIABLE: token, "PYTHONUNBUFFERED": "1"}
     if not gpus:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_processes)))
+        environment = KEEP_FREED_MEMORY | environment
     return environment
 
 
