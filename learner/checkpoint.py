@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from learner.model.load import LoadedModel
 from learner.optim import StepOptimizer
 from learner.progress import Progress
 from shared.config.training import TrainingSection
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 
 LOG = logging.getLogger(__name__)
 
@@ -57,10 +57,18 @@ class Checkpoints:
         self._saved_epoch = 0
         self._best: tuple[int, float] | None = None
 
-    def score(self, progress: Progress, metric: float) -> None:
-        """Note what an evaluation found; the checkpoint of the best step is never thrown away."""
-        if self._best is None or metric > self._best[1]:
-            self._best = (progress.step, metric)
+    def score(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Note what an evaluation found; the checkpoint of the best step is never thrown away.
+
+        Raises ConfigError when evaluations have no `training.metric_for_best_model`.
+        """
+        name = self._training.metric_for_best_model
+        if name not in metrics:
+            raise ConfigError(
+                f"training.metric_for_best_model: {name} is in no evaluation; choose one of {', '.join(sorted(metrics))}"
+            )
+        if self._best is None or metrics[name] > self._best[1]:
+            self._best = (progress.step, metrics[name])
 
     def due(self, progress: Progress) -> bool:
         """Whether the step that just ended is followed by a checkpoint. Unless none is wanted, the last one is."""

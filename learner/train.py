@@ -30,6 +30,6 @@ async def train(run: Run) -> None:
         await run.monitor.write(record)
         run.sinks.warn(run.guard.watch(record))
         if run.evaluation.due(run.progress):
-            await run.evaluation.run(run.progress)
+            run.checkpoints.score(run.progress, await run.evaluation.run(run.progress))
         if run.checkpoints.due(run.progress):
             await run.compute(run.checkpoints.save, run.progress)

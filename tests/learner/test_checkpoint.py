@@ -126,7 +126,7 @@ def test_old_checkpoints_go_and_the_best_stays(workbench: Any, tmp_path: Path, l
     trained = Trained(workbench, tmp_path, save_total_limit=limit, save_only_model=True)
     for step, metric in enumerate((0.3, 0.9, 0.5, 0.6), start=1):
         trained.progress.step = step
-        trained.checkpoints.score(trained.progress, metric)
+        trained.checkpoints.score(trained.progress, {"eval_rollout_f1": metric})
         trained.checkpoints.save(trained.progress)
     assert [folder.name for folder in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in kept]
     assert read_state(tmp_path / "checkpoint-4").best_metric == 0.9
@@ -150,7 +150,7 @@ def test_checkpoints_are_written_when_the_strategy_says_so(
     written = []
     for step, metric in enumerate((0.1, 0.1, 0.4, 0.2, 0.3), start=1):
         progress = Progress(num_steps=5, step=step, epoch=step / 3)
-        trained.checkpoints.score(progress, metric)
+        trained.checkpoints.score(progress, {"eval_rollout_f1": metric})
         if trained.checkpoints.due(progress):
             written.append(step)
             trained.checkpoints.save(progress)
