@@ -12,7 +12,7 @@ from rich.console import Console
 
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
-from shared.errors import BoxloopError
+from shared.errors import BoxloopError, ConfigError
 from shared.lifeline import end_with_parent
 
 
@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         config = load_config(options.config, options.overrides)
+        if options.evaluate and config.custom.val_jsonl is None:
+            raise ConfigError(f"custom.val_jsonl: {options.config} names no validation records; set it to a JSONL file")
         resolved = config.training.output_dir / "config.resolved.yaml"
         if not options.evaluate and resolved.resolve() != options.config.resolve():
             save_resolved(config, resolved)
@@ -37,8 +39,10 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     from learner.build import open_run  # torch takes seconds to import: a bad config is told before
     from learner.train import train
 
+    folder = config.training.output_dir / "evaluation" if evaluate_only else config.training.output_dir
+
     async def work() -> None:
-        async with open_run(config, console) as run:
+        async with open_run(config, console, folder) as run:
             await (run.evaluation.run(run.progress) if evaluate_only else train(run))
 
     task = asyncio.ensure_future(work())

@@ -47,8 +47,8 @@ NUM_EVAL_PICTURES = 8
 
 
 @asynccontextmanager
-async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
-    """Wire the parts of a run; leaving the block closes them in reverse order."""
+async def open_run(config: Config, console: Console, folder: Path) -> AsyncIterator[Run]:
+    """Wire the parts of a run that logs into `folder`; leaving the block closes them in reverse order."""
     training = config.training
     model_name, resumed = starting_model(config)
     tokenizer = load_tokenizer(model_name)
@@ -76,7 +76,7 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
     async with AsyncExitStack() as stack:
         lane = stack.enter_context(ComputeLane())
         sinks = stack.enter_context(
-            Sinks(training.output_dir, console, progress, training.logging_steps, log_first=training.logging_first_step)
+            Sinks(folder, console, progress, training.logging_steps, log_first=training.logging_first_step)
         )
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server
@@ -101,11 +101,18 @@ async def open_run(config: Config, console: Console) -> AsyncIterator[Run]:
             ),
             objectives=objectives_for(config, loaded, vocabulary),
             evaluation=Evaluation(
-                evaluation_plan(config, planner, vocabulary), encoder, teacher, pool, sampling, weights, sinks, console
+                evaluation_plan(config, planner, vocabulary, folder / "pictures"),
+                encoder,
+                teacher,
+                pool,
+                sampling,
+                weights,
+                sinks,
+                console,
             ),
             checkpoints=checkpoints,
             sinks=sinks,
-            monitor=Monitor(config.rollout.monitor_dump, training.output_dir / "pictures", vocabulary),
+            monitor=Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary),
             guard=Guard(config.stage2.guard),
         )
 
@@ -157,7 +164,9 @@ def reading_for(config: Config, vocabulary: CoordinateVocabulary, polygons: Lite
     )
 
 
-def evaluation_plan(config: Config, planner: Planner, vocabulary: CoordinateVocabulary) -> EvaluationPlan:
+def evaluation_plan(
+    config: Config, planner: Planner, vocabulary: CoordinateVocabulary, pictures: Path
+) -> EvaluationPlan:
     """What is evaluated and when; no records where nothing is."""
     training = config.training
     every = {
@@ -170,7 +179,7 @@ def evaluation_plan(config: Config, planner: Planner, vocabulary: CoordinateVoca
         every=every,
         at_start=training.eval_on_start,
         num_pictures=NUM_EVAL_PICTURES,
-        pictures=training.output_dir / "pictures",
+        pictures=pictures,
     )
 
 

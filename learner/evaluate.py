@@ -81,7 +81,8 @@ class Evaluation:
                 async for result in results:
                     bar.advance(task)
                     if isinstance(result, LostSample):
-                        self._console.print(f"[yellow]evaluation: {result.request.uid} lost: {result.message}")
+                        message = f"evaluation: {result.request.uid} lost: {result.message}"
+                        self._console.print(message, style="yellow", markup=False)
                         continue
                     sample = self._count(tallies, result)
                     if sample.record.record_id in drawn:
@@ -126,9 +127,11 @@ def count_evaluated(tallies: Tallies, quality: Quality) -> None:
 
 
 def evaluation_line(step: int, num_records: int, metrics: dict[str, float]) -> str:
-    """One evaluation for a human."""
-    return (
-        f"evaluation after step {step} on {num_records} images: "
-        f"F1 {metrics['eval_rollout_f1_iou50']:.3f}, recall {metrics['eval_rollout_recall_iou50']:.3f} at IoU 0.5, "
-        f"valid {metrics['eval_rollout_sample_valid_pred_rate']:.3f}"
-    )
+    """One evaluation for a human. A score over nothing, such as the recall of no objects, is left out."""
+    shown = {
+        "F1@0.5": "eval_rollout_f1_iou50",
+        "recall@0.5": "eval_rollout_recall_iou50",
+        "valid": "eval_rollout_sample_valid_pred_rate",
+    }
+    scores = ", ".join(f"{name} {metrics[metric]:.3f}" for name, metric in shown.items() if metric in metrics)
+    return f"evaluation after step {step} on {num_records} images: {scores}"

@@ -48,7 +48,7 @@ class Sinks:
         self._waiting += step.tallies
         finished = step.step + 1
         self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
-        lost_ids = [lost.request.uid for lost in step.lost]
+        lost_ids = [lost.request.encoded.record.record_id for lost in step.lost]
         self._ledger.append({"step": finished, "trained": step.trained, "lost": lost_ids})
         for lost in step.lost:
             message = f"step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}"

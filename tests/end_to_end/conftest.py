@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from uuid import uuid4
 
 import pytest
 import yaml
+
+from shared.config.load import load_config
+from shared.weights_root import weights_root
 
 ROOT = Path(__file__).parents[2]
 MARK = "BOXLOOP_TEST_RUN"
@@ -97,10 +101,14 @@ class Command:
                 continue
         return found
 
-    def kill_all(self) -> None:
+    def clear(self) -> None:
+        """End what is left of it, and free the shared memory that a killed supervisor could not."""
         for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
         self.process.communicate()
+        resolved = self.folder / "config.resolved.yaml"
+        if resolved.exists():
+            shutil.rmtree(weights_root(load_config(resolved)), ignore_errors=True)
 
 
 Start = Callable[..., Command]
@@ -155,9 +163,15 @@ def stage1(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config_of(shapes: Path, stage1: Path) -> Callable[[Path], Path]:
-    """Write the configuration of six steps A, A, B, A, A, B into a folder."""
-    return lambda folder: write_config(folder / "config.yaml", shapes, stage1, STAGE2)
+def config_for(shapes: Path) -> Callable[[Path, Path], Path]:
+    """Write the configuration of six steps A, A, B, A, A, B from a model into a folder."""
+    return lambda folder, model: write_config(folder / "config.yaml", shapes, model, STAGE2)
+
+
+@pytest.fixture(scope="session")
+def config_of(config_for: Callable[[Path, Path], Path], stage1: Path) -> Callable[[Path], Path]:
+    """The same from the Stage-1 checkpoint."""
+    return lambda folder: config_for(folder, stage1)
 
 
 @pytest.fixture
@@ -171,7 +185,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield run
     for command in started:
-        command.kill_all()
+        command.clear()
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +196,6 @@ def six_steps(config_of: Callable[[Path], Path], tmp_path_factory: pytest.TempPa
     try:
         code = command.end()
     finally:
-        command.kill_all()
+        command.clear()
     assert code == 0, command.told
     return command

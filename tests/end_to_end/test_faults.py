@@ -1,0 +1,129 @@
+"""Runs that cannot start, and runs that are ended from outside."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shared.config.load import load_config
+from shared.weights_root import weights_root
+
+pytestmark = pytest.mark.slow
+
+PATTERN = "custom.extra.stage2_ab.schedule.pattern"
+LONG = ("training.max_steps=100000", "training.save_steps=100000")
+
+
+@pytest.fixture
+def bare_config(config_for: Callable[[Path, Path], Path], checkpoint: Path, tmp_path: Path) -> Path:
+    """A configuration over an untrained model, for runs that never get to learn anything."""
+    return config_for(tmp_path, checkpoint)
+
+
+def test_an_unknown_key_is_told_with_the_nearest_known_one(start, bare_config: Path) -> None:
+    run = start("up", f"config={bare_config}", "custom.extra.stage2_ab.n_softctx_iters=3")
+    assert run.end(20) == 2
+    assert "custom.extra.stage2_ab.n_softctx_iters" in run.told
+    assert "did you mean `custom.extra.stage2_ab.n_softctx_iter`" in run.told
+    assert not run.folder.exists()
+
+
+def test_a_broken_line_is_told_with_its_file_and_number(start, bare_config: Path, shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").symlink_to(shapes / "images")
+    first, second, *_ = (shapes / "train.jsonl").read_text().splitlines()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join([first, second[:-9], first]))
+    run = start("train", "--config", bare_config, f"custom.train_jsonl={broken}")
+    assert run.end(60) == 2
+    assert "broken.jsonl:2" in run.told
+    assert "Traceback" not in run.told
+
+
+def test_a_missing_image_is_told_with_its_record_and_path(start, bare_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone.jsonl").write_text(json.dumps({"images": ["none.png"], "width": 9, "height": 9, "objects": []}))
+    run = start("train", "--config", bare_config, f"custom.train_jsonl={tmp_path / 'gone.jsonl'}")
+    assert run.end(60) == 2
+    assert "gone.jsonl:1" in run.told
+    assert "none.png" in run.told
+    assert "Traceback" not in run.told
+
+
+def test_a_server_without_a_model_gives_3_and_its_reason(start, bare_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = start("up", f"config={bare_config}", "server_port=0", f"model.model={tmp_path / 'empty'}")
+    assert run.end(60) == 3, run.told
+    assert "server-0.log" in run.told
+    assert f"model.model {tmp_path / 'empty'}" in run.told.replace("\n", "")
+    assert not (run.folder / "learner.log").exists()
+    assert run.pids() == []
+
+
+def test_a_server_that_is_not_ready_in_time_gives_3(start, bare_config: Path) -> None:
+    run = start("up", f"config={bare_config}", "server_port=0", "wait_timeout=0.1", "wait_interval=0.05")
+    assert run.end(60) == 3, run.told
+    assert "wait_timeout" in run.told
+    assert run.pids() == []
+
+
+def test_a_taken_port_is_told_before_anything_starts(start, bare_config: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = start("up", f"config={bare_config}", f"server_port={port}")
+        assert run.end(20) == 2, run.told
+    assert f"127.0.0.1:{port}" in run.told
+    assert not run.folder.exists()
+
+
+def starting(run) -> bool:
+    return (run.folder / "server-0.log").exists() and len(run.pids()) >= 2
+
+
+def stepping(run) -> bool:
+    return len(run.log()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "pattern", "moment"),
+    [
+        (signal.SIGTERM, 143, "[B]", starting),
+        (signal.SIGKILL, -9, "[B]", starting),
+        (signal.SIGINT, 130, "[A]", stepping),
+        (signal.SIGKILL, -9, "[A]", stepping),
+        (signal.SIGTERM, 143, "[B]", stepping),
+        (signal.SIGKILL, -9, "[B]", stepping),
+    ],
+    ids=lambda value: getattr(value, "name", None) or getattr(value, "__name__", str(value)),
+)
+def test_a_signal_ends_every_process_of_the_run(
+    start, bare_config: Path, number: signal.Signals, code: int, pattern: str, moment
+) -> None:
+    run = start("up", f"config={bare_config}", "server_port=0", f"{PATTERN}={pattern}", *LONG)
+    run.wait_for(lambda: moment(run))
+    run.process.send_signal(number)
+    sent = time.monotonic()
+    assert run.process.wait(10) == code
+    while run.pids():
+        assert time.monotonic() - sent < 10, f"still alive: {run.pids()}"
+        time.sleep(0.05)
+    run.end(5)
+    assert "Traceback" not in run.told
+    if number != signal.SIGKILL:
+        assert not weights_root(load_config(run.folder / "config.resolved.yaml")).exists()
+
+
+def test_a_server_that_dies_ends_the_run_and_says_why(start, bare_config: Path) -> None:
+    run = start("up", f"config={bare_config}", "server_port=0", f"{PATTERN}=[B]", *LONG)
+    run.wait_for(lambda: stepping(run))
+    for pid in run.pids():
+        if b"rollout_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGKILL)
+    assert run.end(30) == 1, run.told
+    assert "server-0" in run.told
+    assert run.pids() == []
