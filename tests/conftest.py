@@ -105,3 +105,13 @@ def serving() -> Callable[[ServerSettings], AbstractContextManager[RunningServer
 @pytest.fixture(scope="session")
 def image() -> Callable[..., bytes]:
     return png
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 images to train on and 8 to validate on."""
+    from learner.data.shapes import render_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    assert sum(render_shapes(folder, train=64, val=8, seed=1, num_workers=1)) == 72
+    return folder

@@ -114,16 +114,6 @@ class Command:
 Start = Callable[..., Command]
 
 
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 images to train on and 8 to validate on."""
-    from learner.data.shapes import render_shapes
-
-    folder = tmp_path_factory.mktemp("shapes")
-    assert sum(render_shapes(folder, train=64, val=8, seed=1, num_workers=1)) == 72
-    return folder
-
-
 def start_command(arguments: Sequence[str], folder: Path) -> Command:
     mark = uuid4().hex
     process = subprocess.Popen(

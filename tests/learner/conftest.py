@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from learner.data.images import ImageReader
 from learner.data.prompt import Encoder
@@ -20,6 +21,8 @@ from learner.model.tiny import build_tiny
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepTotals
 from learner.rollouts.remote import RolloutRequest
+from shared.config.load import load_config
+from shared.config.models import Config
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
@@ -125,3 +128,33 @@ def requests_of(encoder: Encoder, image: Callable[..., bytes], tmp_path: Path) -
         return requests
 
     return make
+
+
+@pytest.fixture
+def config_of(checkpoint: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Load a small Stage-2 configuration with overrides."""
+    values = {
+        "global_max_length": 512,
+        "model": {"model": str(checkpoint), "dtype": "float32"},
+        "template": {"system": ""},
+        "training": {"output_dir": str(tmp_path / "run"), "effective_batch_size": 4, "per_device_train_batch_size": 4},
+        "custom": {
+            "user_prompt": "Detect.",
+            "trainer_variant": "stage2_ab_training",
+            "train_jsonl": "none.jsonl",
+            "extra": {
+                "stage2_ab": {"schedule": {"pattern": ["A", "A", "B"]}},
+                "rollout_matching": {
+                    "rollout_backend": "hf",
+                    "vllm": {"sync": {"weights_root": str(tmp_path / "weights")}},
+                },
+            },
+        },
+    }
+
+    def load(*overrides: str, new_tokens: int = 16) -> Config:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return load_config(path, (f"custom.extra.rollout_matching.max_new_tokens={new_tokens}", *overrides))
+
+    return load

@@ -184,6 +184,7 @@ def server_process(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[[dict[
         }
         (tmp_path / "server.yaml").write_text(yaml.safe_dump(config))
         arguments = ["--config", str(tmp_path / "server.yaml"), "--port", "0", "--engine", "scripted"]
+        arguments += ["--weights-root", str(tmp_path / "weights")]
         process = subprocess.Popen(
             [sys.executable, "-m", "rollout_server", *arguments, "--script", str(tmp_path / "killed.json")],
             stdout=subprocess.PIPE,

@@ -1,0 +1,103 @@
+"""What never fits is told before the first step."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from learner.data.jsonl import Reading, RecordSource
+from learner.data.prompt import Encoder
+from learner.detection.serialize import answer_text
+from learner.detection.targets import ground_truth_target
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import load_tokenizer
+from learner.preflight import check_server, most_answer_tokens, without_long_records
+from shared.config.models import Config
+from shared.errors import ConfigError, DataError
+from shared.wire import ServerInfo, ServerLimits
+
+
+@pytest.fixture
+def vocabulary(checkpoint: Path) -> CoordinateVocabulary:
+    return CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+
+
+@pytest.fixture
+def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
+    """A record with one object, and one with twelve."""
+    (tmp_path / "image.png").write_bytes(image(0))
+    lines = [
+        {
+            "images": ["image.png"],
+            "width": 64,
+            "height": 64,
+            "objects": [{"desc": "red circle", "bbox_2d": [n, n, n + 20, n + 20]} for n in range(count)],
+        }
+        for count in (1, 12)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    return RecordSource.opened(path, Reading(), seed=None)[0]
+
+
+def lengths(source: RecordSource, encoder: Encoder, vocabulary: CoordinateVocabulary) -> list[int]:
+    return [
+        ground_truth_target("", encoder.encode_now(record).prompt_token_ids, record.objects, vocabulary).num_tokens
+        for record in source.in_file_order()
+    ]
+
+
+def test_a_record_is_long_when_no_pack_holds_prompt_and_answer(
+    source, encoder, vocabulary, config_of: Callable[..., Config]
+) -> None:
+    _, longest = lengths(source, encoder, vocabulary)
+    fits = config_of(f"global_max_length={longest}")
+    assert without_long_records(source, encoder, vocabulary, fits).num_records == 2
+    with pytest.raises(DataError) as raised:
+        without_long_records(source, encoder, vocabulary, config_of(f"global_max_length={longest - 1}"))
+    for part in ("data:2", str(longest), str(longest - 1), "global_max_length", "custom.on_long_target: skip"):
+        assert part in str(raised.value)
+
+
+def test_long_records_can_be_left_out(source, encoder, vocabulary, config_of) -> None:
+    _, longest = lengths(source, encoder, vocabulary)
+    config = config_of(f"global_max_length={longest - 1}", "custom.on_long_target=skip")
+    left = without_long_records(source, encoder, vocabulary, config)
+    assert [record.record_id for record in left.in_file_order()] == ["data:1"]
+
+
+def test_the_quick_bound_is_never_too_low(source, encoder, vocabulary) -> None:
+    for record, length in zip(source.in_file_order(), lengths(source, encoder, vocabulary), strict=True):
+        prompt = encoder.num_prompt_tokens(record)
+        assert prompt == len(encoder.encode_now(record).prompt_token_ids)
+        assert length - prompt <= most_answer_tokens(record) <= len(answer_text(record.objects).encode())
+
+
+def test_a_prompt_must_leave_room_for_the_answer(source, encoder, vocabulary, config_of) -> None:
+    prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
+    without_long_records(source, encoder, vocabulary, config_of(f"global_max_length={prompt + 400}", new_tokens=400))
+    with pytest.raises(ConfigError, match=f"longest prompt has {prompt} tokens; with 401 new ones"):
+        without_long_records(
+            source, encoder, vocabulary, config_of(f"global_max_length={prompt + 400}", new_tokens=401)
+        )
+
+
+def test_a_server_with_another_tokenizer_is_refused(checkpoint: Path) -> None:
+    limits = ServerLimits(
+        max_model_len=1, max_num_seqs=1, max_open_samples=1, max_images_per_sample=1, max_image_pixels=1,
+        max_body_bytes=1,
+    )  # fmt: skip
+    own = ServerInfo(
+        model="m", tokenizer_digest="0" * 64, engine="hf", limits=limits, capabilities=(), policy_version=None
+    )
+    with pytest.raises(ConfigError, match=r"http://a serves m with another tokenizer \(000000000000\)"):
+        check_server(own, "http://a", checkpoint)
+
+
+async def test_a_server_with_the_same_checkpoint_is_taken(serving, scripted, checkpoint: Path) -> None:
+    with serving(scripted()) as running:
+        async with running.client() as client:
+            info = ServerInfo.model_validate_json((await client.get("/info")).content)
+    assert len(info.tokenizer_digest) == 64
+    check_server(info, running.url, checkpoint)
