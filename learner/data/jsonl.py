@@ -69,7 +69,8 @@ class RecordSource:
     ) -> tuple["RecordSource", ReadReport]:
         """Validate the file, or its first `limit` good records, and say what was skipped or changed.
 
-        Raises RecordError for a bad record (unless `on_bad_record` is "skip") and DataError when none is left.
+        Raises RecordError for a bad record (unless `on_bad_record` is "skip"), and DataError when none is left or the
+        file cannot be read.
         """
         report = ReadReport()
         records = read_records(
@@ -80,7 +81,10 @@ class RecordSource:
             report=report,
         )
         usable = (line_number(record) for record in records if _has_usable_kinds(record, path, reading, report))
-        source = cls(path, _lines_at(path, list(islice(usable, limit))), reading, seed)
+        try:
+            source = cls(path, _lines_at(path, list(islice(usable, limit))), reading, seed)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}; name an existing JSONL file") from error
         source._refuse_empty("every record was skipped" if report.skipped else "the file has no record")
         return source, report
 

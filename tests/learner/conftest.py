@@ -146,15 +146,16 @@ def config_of(checkpoint: Path, tmp_path: Path) -> Callable[..., Config]:
                 "stage2_ab": {"schedule": {"pattern": ["A", "A", "B"]}},
                 "rollout_matching": {
                     "rollout_backend": "hf",
+                    "max_new_tokens": 16,
                     "vllm": {"sync": {"weights_root": str(tmp_path / "weights")}},
                 },
             },
         },
     }
 
-    def load(*overrides: str, new_tokens: int = 16) -> Config:
+    def load(*overrides: str) -> Config:
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(values))
-        return load_config(path, (f"custom.extra.rollout_matching.max_new_tokens={new_tokens}", *overrides))
+        return load_config(path, overrides)
 
     return load

@@ -76,11 +76,10 @@ def test_the_quick_bound_is_never_too_low(source, encoder, vocabulary) -> None:
 
 def test_a_prompt_must_leave_room_for_the_answer(source, encoder, vocabulary, config_of) -> None:
     prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
-    without_long_records(source, encoder, vocabulary, config_of(f"global_max_length={prompt + 400}", new_tokens=400))
+    length, key = f"global_max_length={prompt + 400}", "custom.extra.rollout_matching.max_new_tokens"
+    without_long_records(source, encoder, vocabulary, config_of(length, f"{key}=400"))
     with pytest.raises(ConfigError, match=f"longest prompt has {prompt} tokens; with 401 new ones"):
-        without_long_records(
-            source, encoder, vocabulary, config_of(f"global_max_length={prompt + 400}", new_tokens=401)
-        )
+        without_long_records(source, encoder, vocabulary, config_of(length, f"{key}=401"))
 
 
 def test_a_server_with_another_tokenizer_is_refused(checkpoint: Path) -> None:

@@ -1,0 +1,112 @@
+"""Each part is made as its section of the configuration says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from learner.data.jsonl import Reading, RecordSource
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import load_tokenizer
+from learner.packing.packer import Packer
+from learner.packing.policies import NoPacking, OnePack
+from learner.parts import matching_for, packer_for, planner_for, sampling_for, teacher_for
+from learner.plan.schedule import Channel
+from shared.config.models import Config
+from shared.wire import RepeatTerminate
+
+ConfigOf = Callable[..., Config]
+MICRO = "custom.extra.stage2_ab.channel_b.mode=micro"
+STAGE1 = "custom.trainer_variant=stage1_sft"
+ROLLOUT = "custom.extra.rollout_matching"
+
+
+@pytest.fixture
+def vocabulary(checkpoint: Path) -> CoordinateVocabulary:
+    return CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+
+
+@pytest.fixture
+def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
+    """Ten records without objects."""
+    (tmp_path / "image.png").write_bytes(image(0))
+    line = orjson.dumps({"images": ["image.png"], "width": 64, "height": 64, "objects": []})
+    (tmp_path / "data.jsonl").write_bytes(b"\n".join([line] * 10))
+    return RecordSource.opened(tmp_path / "data.jsonl", Reading(), seed=0)[0]
+
+
+def test_a_greedy_run_bans_placeholders_and_stops_where_the_tokenizer_does(
+    config_of: ConfigOf, vocabulary: CoordinateVocabulary, checkpoint: Path
+) -> None:
+    sampling = sampling_for(config_of(f"{ROLLOUT}.max_new_tokens=33").rollout, vocabulary)
+    tokenizer = load_tokenizer(str(checkpoint))
+    placeholders = set(tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"]))
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.repeat_terminate) == (33, 0.0, None)
+    assert set(sampling.banned_token_ids) == placeholders
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in sampling.stop_token_ids
+
+
+def test_every_sampling_key_reaches_the_wire(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
+    keys = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
+    repeat = {"min_new_tokens": 1, "max_consecutive_token_repeats": 2, "ngram_size": 3, "ngram_repeats": 4}
+    overrides = [f"{ROLLOUT}.{key}={value}" for key, value in keys.items()]
+    overrides += [f"{ROLLOUT}.repeat_terminate.{key}={value}" for key, value in repeat.items()]
+    config = config_of(*overrides, f"{ROLLOUT}.repeat_terminate.enabled=true")
+    sampling = sampling_for(config.rollout, vocabulary)
+    assert {key: getattr(sampling, key) for key in keys} == keys
+    assert sampling.repeat_terminate == RepeatTerminate(**repeat)
+
+
+def test_every_matching_key_reaches_the_matcher(config_of: ConfigOf) -> None:
+    keys = {"candidate_top_k": 2, "maskiou_resolution": 64, "maskiou_gate": 0.4, "fp_cost": 0.5, "fn_cost": 0.6}
+    made = matching_for(config_of(*(f"{ROLLOUT}.{key}={value}" for key, value in keys.items())).rollout)
+    assert {key: getattr(made, key) for key in keys} == keys
+
+
+def test_coordinates_are_words_in_stage_1_alone(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
+    assert teacher_for(config_of(), vocabulary).weights.coord_ce_weight == 0
+    assert teacher_for(config_of(STAGE1), vocabulary).weights.coord_ce_weight == 1
+
+
+def test_targets_are_weighted_as_written(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
+    keys = {"desc_ce_weight": 3.0, "prefix_structure_ce_weight": 0.5, "prefix_extras": "drop"}
+    config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in keys.items()))
+    teacher = teacher_for(config, vocabulary)
+    assert {key: getattr(teacher.weights, key) for key in keys} == keys
+    assert teacher.capacity == config.global_max_length
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ((), Packer),
+        ((MICRO,), OnePack),
+        ((MICRO, "training.packing=false"), NoPacking),
+        ((STAGE1, MICRO), Packer),
+        ((STAGE1, "training.packing=false"), NoPacking),
+    ],
+)
+def test_packing_follows_the_mode(config_of: ConfigOf, overrides: tuple[str, ...], kind: type) -> None:
+    assert type(packer_for(config_of(*overrides))) is kind
+
+
+def test_step_mode_takes_a_step_as_one_group(config_of: ConfigOf, source: RecordSource) -> None:
+    config = config_of("custom.extra.stage2_ab.channel_b.rollouts_per_step=6")
+    planner = planner_for(config, source)
+    plans = [planner.plan(step, 0) for step in range(3)]
+    assert [plan.channel for plan in plans] == [Channel.A, Channel.A, Channel.B]
+    assert [[len(group) for group in plan.groups] for plan in plans] == [[4], [4], [6]]
+    assert planner.num_steps(2) == 4  # 4 + 4 + 6 + 4 of 20 records: the next step would be short
+    assert planner.num_steps(2.2) == 5
+
+
+def test_micro_mode_takes_a_group_a_micro_step(config_of: ConfigOf, source: RecordSource) -> None:
+    config = config_of(MICRO, "training.per_device_train_batch_size=2")
+    plan = planner_for(config, source).plan(2, 0)
+    assert [len(group) for group in plan.groups] == [2, 2]
+
+
+def test_stage_1_knows_one_channel(config_of: ConfigOf, source: RecordSource) -> None:
+    planner = planner_for(config_of(STAGE1), source)
+    assert [planner.plan(step, 0).channel for step in range(3)] == [Channel.A] * 3
