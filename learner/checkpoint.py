@@ -65,7 +65,7 @@ class Checkpoints:
         name = self._training.metric_for_best_model
         if name not in metrics:
             raise ConfigError(
-                f"training.metric_for_best_model: {name} is in no evaluation; choose one of {', '.join(sorted(metrics))}"
+                f"training.metric_for_best_model: {name} is in no evaluation; those are {', '.join(sorted(metrics))}"
             )
         if self._best is None or metrics[name] > self._best[1]:
             self._best = (progress.step, metrics[name])

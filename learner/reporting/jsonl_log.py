@@ -8,7 +8,7 @@ import orjson
 
 
 class JsonlLog:
-    """One line a record, flushed as it is written. Every record has a `step`: finished optimizer steps at that moment."""
+    """One line a record, flushed as written. Every record has a `step`: how many optimizer steps were finished then."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         """Open `path`; lines of later steps than `resumed_at` belong to a history that did not survive, and are cut."""

@@ -22,8 +22,9 @@ class ModelSection(Section):
     """Which model is trained."""
 
     model: str = Field(min_length=1, description="directory or hub id of a Qwen3-VL checkpoint with coordinate tokens")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="data type of the weights; auto = as stored in the checkpoint"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="type of matrix products; auto = bfloat16 where the device has it. Trained weights are float32",
     )
     attn_impl: str = Field(
         default="auto", description="attention of transformers (sdpa, flash_attention_2, eager); auto picks"
