@@ -81,9 +81,10 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server
         servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
-        pool = pool_for(config, servers, sampling)
-        for server in pool.servers:
-            check_server(await server.info(), server.name, loaded.folder)
+        infos = [await server.info() for server in servers]
+        for server, info in zip(servers, infos, strict=True):
+            check_server(info, server.name, loaded.folder)
+        pool = pool_for(config, servers, sampling, infos)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
         weights = WeightPublisher(channels, FileTransport(weights_root(config)), loaded.weights, lane)
         yield Run(

@@ -18,14 +18,14 @@ from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
-from learner.rollouts.balance import RolloutPool
+from learner.rollouts.balance import LARGEST_REQUEST, RolloutPool
 from learner.rollouts.remote import RolloutServer
 from learner.run import Objectives
 from learner.stages import GroupPacker
 from learner.teacher import Teacher
 from shared.config.models import Config
 from shared.config.rollout import RolloutMatchingSection
-from shared.wire import RepeatTerminate, Sampling
+from shared.wire import RepeatTerminate, Sampling, ServerInfo
 
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 
@@ -111,10 +111,18 @@ def planner_for(config: Config, source: RecordSource) -> Planner:
     )
 
 
-def pool_for(config: Config, servers: Sequence[RolloutServer], sampling: Sampling) -> RolloutPool:
-    """The servers of the run. Repeatable runs send fixed batches, one at a time to each server."""
+def pool_for(
+    config: Config, servers: Sequence[RolloutServer], sampling: Sampling, infos: Sequence[ServerInfo]
+) -> RolloutPool:
+    """The servers of the run, none of them asked for more than `infos` say it takes.
+
+    Repeatable runs send fixed batches, one at a time to each server.
+    """
     rollout = config.rollout
     per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size
     if rollout.deterministic:
         per_request = in_flight = per_request or config.rollouts_per_step
-    return RolloutPool(servers, sampling, per_request, in_flight)
+    bounds = [info.limits.max_open_samples for info in infos]
+    if in_flight is not None:
+        bounds.append(in_flight)
+    return RolloutPool(servers, sampling, per_request or LARGEST_REQUEST, min(bounds, default=None))

@@ -1,6 +1,5 @@
 """Several rollout servers as one: spread by outstanding tokens, stream back together, move work off a dead one."""
 
-import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from uuid import uuid4
@@ -15,26 +14,28 @@ from shared.wire import PolicyVersion, Sampling
 
 Result = Rollout | LostSample
 
+LARGEST_REQUEST = 64
+"""Samples of one POST unless told otherwise: with their images they stay far below what a server takes as one body."""
+
 
 class RolloutPool:
     """The servers of a run.
 
-    `samples_per_request` bounds one POST (None = a server's whole share), `in_flight_per_server` bounds the samples a
-    server holds at once (None = no bound). A server that fails is left out of the rest of that call, and what it had
-    not answered goes to the others.
+    `samples_per_request` bounds one POST, `in_flight_per_server` bounds the samples a server holds at once (None = no
+    bound). A server that fails is left out of the rest of that call, and what it had not answered goes to the others.
     """
 
     def __init__(
         self,
         servers: Sequence[RolloutServer],
         sampling: Sampling,
-        samples_per_request: int | None = None,
+        samples_per_request: int = LARGEST_REQUEST,
         in_flight_per_server: int | None = None,
     ) -> None:
         self.servers = tuple(servers)
         self._sampling = sampling
         self._samples_per_request = samples_per_request
-        self._in_flight = in_flight_per_server
+        self.in_flight_per_server = in_flight_per_server
 
     async def decode(
         self,
@@ -66,8 +67,9 @@ class RolloutPool:
                 unanswered: list[RolloutRequest] = []
                 async with task_group() as tasks:
                     for server, share in shares:
-                        chunk = self._samples_per_request or self._in_flight or len(share)
-                        slots = anyio.Semaphore(max(1, math.floor((self._in_flight or len(share)) / chunk)))
+                        in_flight = self.in_flight_per_server or len(share)
+                        chunk = min(self._samples_per_request, in_flight)
+                        slots = anyio.Semaphore(in_flight // chunk)
                         for start in range(0, len(share), chunk):
                             tasks.start_soon(call.run, server, share[start : start + chunk], slots, sender, unanswered)
                 waiting = unanswered

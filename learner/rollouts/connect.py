@@ -19,7 +19,13 @@ async def server_clients(section: ServerSection) -> AsyncIterator[list[httpx.Asy
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
-                httpx.AsyncClient(base_url=each.base_url, headers=headers, timeout=section.timeout_s, trust_env=False)
+                httpx.AsyncClient(
+                    base_url=each.base_url,
+                    headers=headers,
+                    timeout=section.timeout_s,
+                    trust_env=False,
+                    limits=httpx.Limits(max_connections=None),  # RolloutPool bounds what is in flight
+                )
             )
             for each in section.servers
         ]

@@ -51,7 +51,7 @@ CONFIG = {
 STAGE1 = {"training": {"max_steps": 60, "save_steps": 60, "save_only_model": True, "effective_batch_size": 12,
                        "per_device_train_batch_size": 12},
           "custom": {"trainer_variant": "stage1_sft"}}  # fmt: skip
-STAGE2 = {"training": {"max_steps": 6},
+STAGE2 = {"training": {"max_steps": 6, "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 6},
           "custom": {"trainer_variant": "stage2_ab_training",
                      "extra": {"stage2_ab": {"schedule": {"pattern": ["A", "A", "B"]}},
                                "rollout_matching": {"monitor_dump": {"enabled": True}}}}}  # fmt: skip

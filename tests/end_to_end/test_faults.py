@@ -16,7 +16,12 @@ from shared.weights_root import weights_root
 pytestmark = pytest.mark.slow
 
 PATTERN = "custom.extra.stage2_ab.schedule.pattern"
-LONG = ("training.max_steps=100000", "training.save_steps=100000")
+LONG = (
+    "training.max_steps=100000",
+    "training.save_steps=100000",
+    "training.eval_on_start=false",
+    "training.eval_strategy=no",
+)
 
 
 @pytest.fixture

@@ -138,8 +138,14 @@ def test_an_evaluation_leaves_the_run_as_it_is(six_steps, start, config_of, tmp_
     for name in ("logging.jsonl", "ledger.jsonl", "config.resolved.yaml"):
         assert (tmp_path / "run" / name).read_bytes() == (six_steps.folder / name).read_bytes()
     record = json.loads((tmp_path / "run" / "evaluation" / "logging.jsonl").read_text())
-    assert {name for name, metric in METRICS.items() if metric.steps == "eval"} - record.keys() <= {
-        "eval_rollout_precision",
-        "eval_rollout_matched_maskiou_mean",
-    }
+    assert {**record, "step": 6} == six_steps.log()[-1]
     assert len(list((tmp_path / "run" / "evaluation" / "pictures").glob("eval-*.png"))) == 8
+
+
+def test_evaluations_have_every_metric_of_their_own(six_steps) -> None:
+    before, after = (record for record in six_steps.log() if "channel" not in record)
+    names = {name for name, metric in METRICS.items() if metric.steps == "eval"}
+    for record in (before, after):
+        assert names - {"eval_rollout_matched_maskiou_mean"} <= record.keys() - {"step"} <= names
+    assert (before["step"], after["step"]) == (0, 6)
+    assert before["eval_rollout_gt_objects"] == after["eval_rollout_gt_objects"] > 8

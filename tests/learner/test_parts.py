@@ -11,8 +11,9 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
-from learner.parts import matching_for, packer_for, planner_for, sampling_for, teacher_for
+from learner.parts import matching_for, packer_for, planner_for, pool_for, sampling_for, teacher_for
 from learner.plan.schedule import Channel
+from learner.rollouts.remote import RolloutServer
 from shared.config.models import Config
 from shared.wire import RepeatTerminate
 
@@ -110,3 +111,23 @@ def test_micro_mode_takes_a_group_a_micro_step(config_of: ConfigOf, source: Reco
 def test_stage_1_knows_one_channel(config_of: ConfigOf, source: RecordSource) -> None:
     planner = planner_for(config_of(STAGE1), source)
     assert [planner.plan(step, 0).channel for step in range(3)] == [Channel.A] * 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        ((), 1024),
+        (("custom.extra.stage2_ab.channel_b.rollout_decode_batch_size=9",), 9),
+        (("custom.extra.stage2_ab.channel_b.rollout_decode_batch_size=5000",), 1024),
+        ((f"{ROLLOUT}.deterministic=true",), 4),
+    ],
+)
+async def test_no_server_is_asked_for_more_than_it_takes(
+    serving, scripted, config_of: ConfigOf, vocabulary: CoordinateVocabulary, overrides: tuple[str, ...], most: int
+) -> None:
+    config = config_of(*overrides)
+    with serving(scripted()) as running:
+        async with running.client() as client:
+            server = RolloutServer(client, 5.0)
+            pool = pool_for(config, [server], sampling_for(config.rollout, vocabulary), [await server.info()])
+    assert pool.in_flight_per_server == most

@@ -21,7 +21,7 @@ from learner.data.sample import EncodedRecord
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest, RolloutServer
 from rollout_server.settings import limits_for
-from shared.errors import PromptMismatch, ServerUnavailable
+from shared.errors import PromptMismatch, ProtocolError, ServerUnavailable
 from shared.wire import PolicyVersion, Sampling
 
 STALL_S = 5.0
@@ -154,6 +154,19 @@ async def test_requests_are_cut_to_size_and_their_number_is_bounded(serving, scr
             tasks.cancel_scope.cancel()
     assert Counter(result.request.uid for result in results) == Counter(f"data:{n}" for n in range(1, 9))
     assert 2 < most <= 4
+
+
+async def test_more_samples_than_a_server_takes_at_once_are_sent_in_turn(
+    serving, scripted, requests_of, sampling
+) -> None:
+    few = limits_for(256, 16).model_copy(update={"max_open_samples": 5})
+    with serving(scripted(limits=few)) as running:
+        async with running.client() as client:
+            with pytest.raises(ProtocolError, match="batch_too_large"):
+                await Servers([client]).decoded(requests_of(12), sampling)
+            results = await Servers([client]).decoded(requests_of(12), sampling, in_flight_per_server=5)
+    assert all(isinstance(result, Rollout) for result in results)
+    assert len(results) == 12
 
 
 async def until(happened: Callable[[], bool]) -> None:

@@ -1,0 +1,192 @@
+"""The training loop in this process, over a real server that answers what a script says."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+import torch
+from rich.console import Console
+
+from learner.build import open_run
+from learner.detection.record import read_records
+from learner.detection.serialize import answer_text
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.guard import RunLeftItsBands
+from learner.model.load import load_tokenizer
+from learner.run import Run
+from learner.train import train
+from shared.config.models import Config
+from shared.errors import ConfigError, NonFiniteLoss, ServerUnavailable, WeightSyncFailed
+
+pytestmark = pytest.mark.slow
+
+Opened = Callable[..., AbstractAsyncContextManager[Run]]
+B_ONLY = "custom.extra.stage2_ab.schedule.pattern=[B]"
+GUARD = "custom.extra.stage2_ab.guard"
+
+
+@pytest.fixture
+def answers(shapes: Path, checkpoint: Path) -> dict[str, list[int]]:
+    """For each record an answer that has its first object and misses the others."""
+    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+    return {
+        record.record_id: vocabulary.encode(answer_text(record.objects[:1]) + "<|im_end|>")
+        for name in ("train", "val")
+        for record in read_records(shapes / f"{name}.jsonl")
+    }
+
+
+@pytest.fixture
+def opened(
+    serving: Any, scripted: Any, config_of: Callable[..., Config], answers: dict[str, list[int]], shapes: Path,
+    tmp_path: Path,
+) -> Opened:  # fmt: skip
+    """Open a run beside a server that plays this script: three steps A, A, B of four records unless told otherwise."""
+
+    @asynccontextmanager
+    async def run(*overrides: str, **script: Any) -> AsyncIterator[Run]:
+        settings = scripted({"answers": answers, **script}, weights_root=tmp_path / "weights")
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        with serving(settings) as running:
+            config = config_of(
+                f"custom.train_jsonl={shapes / 'train.jsonl'}",
+                f"custom.val_jsonl={shapes / 'val.jsonl'}",
+                f"custom.extra.rollout_matching.vllm.server.servers=[{{base_url: '{running.url}'}}]",
+                "custom.extra.rollout_matching.max_new_tokens=100",
+                "training.max_steps=3",
+                "training.logging_steps=1",
+                *overrides,
+            )
+            async with open_run(config, Console(file=io.StringIO()), config.training.output_dir) as opened_run:
+                yield opened_run
+
+    return run
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in (folder / "run" / "logging.jsonl").read_bytes().splitlines()]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.learner.loaded.weights().items()}
+
+
+def unmoved(run: Run, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in run.learner.loaded.weights().items())
+
+
+def has_gradient(run: Run) -> bool:
+    return any(parameter.grad is not None for parameter in run.learner.loaded.model.parameters())
+
+
+async def trained(run: Run) -> None:
+    with anyio.fail_after(60):
+        await train(run)
+
+
+async def test_a_b_step_keeps_what_was_found_and_appends_what_was_missed(opened: Opened, tmp_path: Path) -> None:
+    async with opened() as run:
+        await trained(run)
+        assert (run.progress.step, run.progress.cursor) == (3, 12)
+    *_, b_step = logged(tmp_path)
+    assert b_step["channel"] == "B"
+    assert b_step["rollout/precision"] == 1
+    assert b_step["rollout/matched_for_supervision"] == 4
+    assert b_step["rollout/fn_appended"] == 4 * b_step["rollout/gt_objects"] - 4
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
+async def test_evaluations_stand_where_they_were_asked_for(opened: Opened, tmp_path: Path) -> None:
+    keys = ("training.eval_on_start=true", "training.eval_strategy=steps", "training.eval_steps=2")
+    async with opened(*keys, "training.save_strategy=best") as run:
+        await trained(run)
+    kinds = [(line["step"], line.get("channel", "eval")) for line in logged(tmp_path)]
+    assert kinds == [(0, "eval"), (1, "A"), (2, "A"), (2, "eval"), (3, "B"), (3, "eval")]
+    first = logged(tmp_path)[0]
+    assert (first["eval_rollout_precision"], first["eval_rollout_matched"]) == (1, 8)
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+
+
+async def test_lost_samples_are_noted_and_the_step_goes_on(opened: Opened, tmp_path: Path) -> None:
+    everything = {f"train:{number}": "error" for number in range(1, 65)}
+    async with opened(B_ONLY, "training.max_steps=2", faults=everything) as run:
+        before = weights(run)
+        await trained(run)
+        assert unmoved(run, before)
+    ledger = [orjson.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_bytes().splitlines()]
+    assert [(line["step"], line["trained"], len(line["lost"])) for line in ledger] == [(1, [], 4), (2, [], 4)]
+
+
+async def test_a_server_that_is_lost_leaves_the_weights_of_the_last_whole_step(opened: Opened) -> None:
+    dead = {f"train:{number}": "die" for number in range(1, 65)}
+    async with opened(B_ONLY, faults=dead) as run:
+        before = weights(run)
+        with pytest.raises(ServerUnavailable, match="no rollout server is left"):
+            await trained(run)
+        assert unmoved(run, before)
+        assert run.progress.step == 0
+
+
+async def test_a_publish_that_fails_ends_the_run_before_anything_is_decoded(opened: Opened) -> None:
+    async with opened(B_ONLY, fail_loads=1) as run:
+        with pytest.raises(WeightSyncFailed):
+            await trained(run)
+        assert run.progress.step == 0
+
+
+async def test_a_loss_that_is_not_finite_moves_nothing(opened: Opened) -> None:
+    async with opened() as run:
+        name, parameter = next(iter(run.learner.loaded.model.named_parameters()))
+        with torch.no_grad():
+            parameter.view(-1)[0] = float("nan")
+        before = weights(run)
+        with pytest.raises(NonFiniteLoss, match="train:"):
+            await trained(run)
+        assert all(torch.equal(tensor, before[other]) for other, tensor in weights(run).items() if other != name)
+
+
+async def test_cancelling_in_the_middle_of_a_step_applies_no_half_of_it(opened: Opened) -> None:
+    delays = {f"train:{number}": 30.0 for number in range(1, 65, 2)}
+    async with opened(B_ONLY, "training.packing_min_fill_ratio=0.01", delays=delays) as run:
+        before = weights(run)
+        task = asyncio.ensure_future(train(run))
+        with anyio.fail_after(20):
+            while not has_gradient(run):  # noqa: ASYNC110 - it comes from the compute lane
+                await anyio.sleep(0.02)
+        task.cancel()
+        with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+            await task
+        assert unmoved(run, before)
+
+
+async def test_the_guard_can_end_a_run_whose_answers_go_astray(opened: Opened, tmp_path: Path) -> None:
+    keys = (f"{GUARD}.window=1", f"{GUARD}.action=stop")
+    babble = {f"train:{number}": [30] for number in range(1, 65)}
+    async with opened(B_ONLY, *keys, answers=babble) as run:
+        with pytest.raises(RunLeftItsBands, match="sample_valid_pred_rate"):
+            await trained(run)
+    assert [line["step"] for line in logged(tmp_path)] == [1]
+
+
+async def test_the_guard_warns_in_the_log(opened: Opened, tmp_path: Path) -> None:
+    babble = {f"train:{number}": [30] for number in range(1, 65)}
+    async with opened(B_ONLY, f"{GUARD}.window=1", answers=babble) as run:
+        await trained(run)
+    warnings = [line for line in logged(tmp_path) if "warning" in line]
+    assert [line["step"] for line in warnings] == [1]
+    assert "prefix_extras: drop" in warnings[0]["warning"]
+
+
+async def test_a_server_of_another_model_is_refused(opened: Opened, tmp_path: Path) -> None:
+    from learner.model.tiny import build_tiny
+
+    build_tiny(tmp_path / "fused", tokenizer="fused")
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        async with opened(f"model.model={tmp_path / 'fused'}"):
+            pass
