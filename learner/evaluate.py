@@ -1,5 +1,6 @@
 """Evaluation: decode the validation records with the current weights, parse, match and count. No loss."""
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,15 @@ from learner.reporting.sinks import Sinks, progress_bar
 from learner.reporting.tallies import Tallies
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
-from learner.stages import sampling_seed
+from learner.stages import decode_requests, encoded_together
 from learner.teacher import Teacher
 from learner.weight_sync.publisher import WeightPublisher
-from shared.wire import Sampling
+from shared.streams import prefetched
+from shared.wire import PolicyVersion, Sampling
 
 IOU_50 = 0.5
+GROUP_SIZE = 256
+"""Records that are decoded together: enough to fill every server, few enough to hold their images."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,11 @@ class Evaluation:
     async def run(self, progress: Progress) -> dict[str, float]:
         """Evaluate once; writes one `eval_*` record and the pictures."""
         version = (await self._weights.publish_if_stale(progress.step)).version
-        encoded = [await self._encoder.encode(record) for record in self._plan.records]
-        requests = [RolloutRequest(each, sampling_seed(0, 0, each.record.record_id)) for each in encoded]
-        tallies, drawn = Tallies(), {record.record_id for record in self._plan.records[: self._plan.num_pictures]}
+        tallies, records = Tallies(), self._plan.records
+        drawn = {record.record_id for record in records[: self._plan.num_pictures]}
         with progress_bar(self._console) as bar:
-            task = bar.add_task("evaluating", total=len(requests))
-            async with aclosing(self._pool.decode(requests, version, self._sampling)) as results:
+            task = bar.add_task("evaluating", total=len(records))
+            async with aclosing(self._results(version)) as results:
                 async for result in results:
                     bar.advance(task)
                     if isinstance(result, LostSample):
@@ -89,8 +92,21 @@ class Evaluation:
                         self._keep(sample, progress.step)
         metrics = tallies.reduced()
         self._sinks.append({"step": progress.step, **metrics})
-        self._console.print(evaluation_line(progress.step, len(requests), metrics))
+        self._console.print(evaluation_line(progress.step, len(records), metrics))
         return metrics
+
+    async def _results(self, version: PolicyVersion) -> AsyncGenerator[Rollout | LostSample, None]:
+        """Every record's answer. The next group's images are read while one is decoded, and no more are held."""
+        async with prefetched(self._groups(), depth=1) as groups:
+            async for requests in groups:
+                async with aclosing(self._pool.decode(requests, version, self._sampling)) as results:
+                    async for result in results:
+                        yield result
+
+    async def _groups(self) -> AsyncGenerator[list[RolloutRequest], None]:
+        for start in range(0, len(self._plan.records), GROUP_SIZE):
+            records = self._plan.records[start : start + GROUP_SIZE]
+            yield decode_requests(await encoded_together(records, self._encoder), run_seed=0, step=0)
 
     def _count(self, tallies: Tallies, rollout: Rollout) -> PictureSample:
         record = rollout.request.encoded.record

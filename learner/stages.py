@@ -132,18 +132,24 @@ async def fill_packs(
 
 
 async def encoded_group(group: Group, encoder: Encoder, report: StepReport) -> list[EncodedRecord]:
-    """Encode a group's records side by side, in their order."""
+    """Encode a group's records for a step that reports the time it took."""
     started = time.perf_counter()
+    encoded = await encoded_together(group, encoder)
+    report.add_time("time/encode_s", time.perf_counter() - started)
+    return encoded
+
+
+async def encoded_together(records: Sequence[Record], encoder: Encoder) -> list[EncodedRecord]:
+    """Encode records side by side; returns them in their order."""
     encoded: dict[int, EncodedRecord] = {}
 
     async def encode(place: int, record: Record) -> None:
         encoded[place] = await encoder.encode(record)
 
     async with task_group() as tasks:
-        for place, record in enumerate(group):
+        for place, record in enumerate(records):
             tasks.start_soon(encode, place, record)
-    report.add_time("time/encode_s", time.perf_counter() - started)
-    return [encoded[place] for place in range(len(group))]
+    return [encoded[place] for place in range(len(records))]
 
 
 def decode_requests(encoded: Sequence[EncodedRecord], run_seed: int, step: int) -> list[RolloutRequest]:

@@ -113,6 +113,17 @@ async def test_evaluations_stand_where_they_were_asked_for(opened: Opened, tmp_p
     assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
 
+async def test_an_evaluation_in_groups_scores_every_record_once(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with opened(faults={"val:5": "error"}) as run:
+        whole = await run.evaluation.run(run.progress)
+        monkeypatch.setattr("learner.evaluate.GROUP_SIZE", 3)
+        assert await run.evaluation.run(run.progress) == whole
+    assert whole["eval_rollout_matched"] == whole["eval_rollout_pred_objects"] == 7
+    assert len(list((tmp_path / "run" / "pictures").glob("eval-000000-val-*.png"))) == 7
+
+
 async def test_lost_samples_are_noted_and_the_step_goes_on(opened: Opened, tmp_path: Path) -> None:
     everything = {f"train:{number}": "error" for number in range(1, 65)}
     async with opened(B_ONLY, "training.max_steps=2", faults=everything) as run:
