@@ -28,7 +28,7 @@ from learner.parts import (
     teacher_for,
 )
 from learner.plan.planner import Planner
-from learner.preflight import check_server, without_long_records
+from learner.preflight import check_server, check_servers_are_named, without_long_records
 from learner.progress import Progress
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
@@ -61,6 +61,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         num_workers=training.dataloader_num_workers,
     )
     source = training_source(config, vocabulary, encoder, console)
+    check_servers_are_named(config)
     planner = planner_for(config, source)
     progress = Progress(training.max_steps if training.max_steps > 0 else planner.num_steps(training.num_train_epochs))
     with console.status(f"loading {model_name}"):

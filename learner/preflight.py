@@ -59,6 +59,15 @@ def most_answer_tokens(record: Record) -> int:
     return num_bytes - num_coordinates * (SHORTEST_COORDINATE - 1) + 1
 
 
+def check_servers_are_named(config: Config) -> None:
+    """Raise ConfigError when a run that decodes has no server to ask."""
+    if config.decodes and not config.rollout.vllm.server.servers:
+        raise ConfigError(
+            "custom.extra.rollout_matching.vllm.server.servers: this run decodes answers and names no rollout server; "
+            "start one by `boxloop serve` and name it, or start the whole run by `boxloop up`"
+        )
+
+
 def check_server(info: ServerInfo, name: str, folder: Path) -> None:
     """Raise ConfigError when a server's tokenizer is not the learner's."""
     own = folder / "tokenizer.json"

@@ -43,3 +43,10 @@ def test_evaluation_without_records_ends_with_2(
     assert main(["--config", str(config_file), "--evaluate"]) == 2
     assert "custom.val_jsonl" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_decodes_without_a_server_ends_with_2(
+    config_file: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(config_file), f"custom.train_jsonl={shapes / 'train.jsonl'}"]) == 2
+    assert "names no rollout server" in capsys.readouterr().out
