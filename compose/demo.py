@@ -19,7 +19,7 @@ from shared.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
 DEFAULT_MINUTES = 5.0
-STAGE1_STEPS = 800
+STAGE1_STEPS = 660
 STAGE2_STEPS = 60
 NUM_TRAIN, NUM_VAL = 8192, 200
 PACKAGES = ("boxloop", "torch", "transformers")
@@ -82,6 +82,7 @@ class Demo:
 def run_demo(minutes: float, engine: str, seed: int, out: Path | None, tokenizer: str) -> int:
     """Run the demo and return its exit code; all that it makes lies under `out` (default: the next free runs/demo)."""
     started = time.monotonic()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a model of this size has no work for a second thread
     console = Console(highlight=False, soft_wrap=True)
     demo = Demo(fresh_folder(out), minutes, engine, seed, tokenizer)
     parts = {

@@ -67,6 +67,8 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     with console.status(f"loading {model_name}"):
         loaded = load_model(model_name, dtype=config.model.dtype, attn_impl=config.model.attn_impl)
     freeze(loaded.model, config.tuner)
+    if training.gradient_checkpointing:
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = StepOptimizer(loaded.model, training, progress.num_steps)
     checkpoints = Checkpoints(loaded, optimizer, training, config.digest)
     if resumed is not None:

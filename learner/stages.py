@@ -42,8 +42,9 @@ def ground_truth_targets(encoder: Encoder, teacher: Teacher, report: StepReport)
     """Channel A's source: each record's own answer, in record order."""
 
     async def targets(group: Group) -> AsyncGenerator[TrainingSample, None]:
-        for encoded in await encoded_group(group, encoder, report):
-            yield teacher.ground_truth(encoded)
+        async with aclosing(encode_group(group, encoder, report)) as records:
+            async for encoded in records:
+                yield teacher.ground_truth(encoded)
 
     return targets
 
@@ -66,7 +67,7 @@ class RolloutSource:
 
     def targets(self, step: StepPlan, version: PolicyVersion | None, report: StepReport) -> TargetsOf:
         async def targets(group: Group) -> AsyncGenerator[TrainingSample, None]:
-            encoded = await encoded_group(group, self._encoder, report)
+            encoded = [each async for each in encode_group(group, self._encoder, report)]
             requests = decode_requests(encoded, self._run_seed, step.step)
             async with aclosing(self._results(requests, version, report)) as results:
                 async for result in results:
@@ -131,36 +132,23 @@ async def fill_packs(
             yield pack
 
 
-async def encoded_group(group: Group, encoder: Encoder, report: StepReport) -> list[EncodedRecord]:
-    """Encode a group's records for a step that reports the time it took."""
-    started = time.perf_counter()
-    encoded = await encoded_together(group, encoder)
-    report.add_time("time/encode_s", time.perf_counter() - started)
-    return encoded
+async def encode_group(group: Group, encoder: Encoder, report: StepReport) -> AsyncGenerator[EncodedRecord, None]:
+    """Encode a group's records side by side; each is handed on in record order as soon as it is done."""
 
-
-async def encoded_together(records: Sequence[Record], encoder: Encoder) -> list[EncodedRecord]:
-    """Encode records side by side; returns them in their order."""
-    encoded: dict[int, EncodedRecord] = {}
-
-    async def encode(place: int, record: Record) -> None:
-        encoded[place] = await encoder.encode(record)
+    async def encode(record: Record, sender: MemoryObjectSendStream[EncodedRecord]) -> None:
+        async with sender:
+            await sender.send(await encoder.encode(record))
 
     async with task_group() as tasks:
-        for place, record in enumerate(records):
-            tasks.start_soon(encode, place, record)
-    return [encoded[place] for place in range(len(records))]
-
-
-def decode_requests(encoded: Sequence[EncodedRecord], run_seed: int, step: int) -> list[RolloutRequest]:
-    """One request a record. At the border of two epochs a record can stand in a step twice: each is told apart."""
-    asked: Counter[str] = Counter()
-    requests = []
-    for each in encoded:
-        record_id = each.record.record_id
-        requests.append(RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id]))
-        asked[record_id] += 1
-    return requests
+        streams = [anyio.create_memory_object_stream[EncodedRecord](1) for _ in group]
+        for record, (sender, _) in zip(group, streams, strict=True):
+            tasks.start_soon(encode, record, sender)
+        for _, receiver in streams:
+            started = time.perf_counter()
+            async with receiver:
+                encoded = await receiver.receive()
+            report.add_time("time/encode_s", time.perf_counter() - started)
+            yield encoded
 
 
 def sampling_seed(run_seed: int, step: int, record_id: str) -> int:
