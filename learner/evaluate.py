@@ -18,7 +18,7 @@ from learner.reporting.sinks import Sinks, progress_bar
 from learner.reporting.tallies import Tallies
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
-from learner.stages import decode_requests, encoded_together
+from learner.stages import decode_requests, encode_in_order
 from learner.teacher import Teacher
 from learner.weight_sync.publisher import WeightPublisher
 from shared.streams import prefetched
@@ -106,7 +106,8 @@ class Evaluation:
     async def _groups(self) -> AsyncGenerator[list[RolloutRequest], None]:
         for start in range(0, len(self._plan.records), GROUP_SIZE):
             records = self._plan.records[start : start + GROUP_SIZE]
-            yield decode_requests(await encoded_together(records, self._encoder), run_seed=0, step=0)
+            encoded = [each async for each in encode_in_order(records, self._encoder)]
+            yield decode_requests(encoded, run_seed=0, step=0)
 
     def _count(self, tallies: Tallies, rollout: Rollout) -> PictureSample:
         record = rollout.request.encoded.record

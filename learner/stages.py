@@ -14,6 +14,8 @@ from contextlib import aclosing
 from hashlib import blake2b
 from typing import Protocol
 
+import anyio
+
 from learner.data.prompt import Encoder
 from learner.data.sample import EncodedRecord, TrainingSample
 from learner.detection.record import Record
@@ -133,22 +135,42 @@ async def fill_packs(
 
 
 async def encode_group(group: Group, encoder: Encoder, report: StepReport) -> AsyncGenerator[EncodedRecord, None]:
-    """Encode a group's records side by side; each is handed on in record order as soon as it is done."""
+    """Encode a group's records for a step, which reports how long it waited for them."""
+    asked = time.perf_counter()
+    async with aclosing(encode_in_order(group, encoder)) as records:
+        async for encoded in records:
+            report.add_time("time/encode_s", time.perf_counter() - asked)
+            yield encoded
+            asked = time.perf_counter()
 
-    async def encode(record: Record, sender: MemoryObjectSendStream[EncodedRecord]) -> None:
-        async with sender:
-            await sender.send(await encoder.encode(record))
+
+async def encode_in_order(records: Sequence[Record], encoder: Encoder) -> AsyncGenerator[EncodedRecord, None]:
+    """Encode records side by side; each is handed on in its turn as soon as it is done."""
+
+    encoded: dict[int, EncodedRecord] = {}
+    done = [anyio.Event() for _ in records]
+
+    async def encode(place: int) -> None:
+        encoded[place] = await encoder.encode(records[place])
+        done[place].set()
 
     async with task_group() as tasks:
-        streams = [anyio.create_memory_object_stream[EncodedRecord](1) for _ in group]
-        for record, (sender, _) in zip(group, streams, strict=True):
-            tasks.start_soon(encode, record, sender)
-        for _, receiver in streams:
-            started = time.perf_counter()
-            async with receiver:
-                encoded = await receiver.receive()
-            report.add_time("time/encode_s", time.perf_counter() - started)
-            yield encoded
+        for place in range(len(records)):
+            tasks.start_soon(encode, place)
+        for place in range(len(records)):
+            await done[place].wait()
+            yield encoded.pop(place)
+
+
+def decode_requests(encoded: Sequence[EncodedRecord], run_seed: int, step: int) -> list[RolloutRequest]:
+    """One request a record. At the border of two epochs a record can stand in a step twice: each is told apart."""
+    asked: Counter[str] = Counter()
+    requests = []
+    for each in encoded:
+        record_id = each.record.record_id
+        requests.append(RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id]))
+        asked[record_id] += 1
+    return requests
 
 
 def sampling_seed(run_seed: int, step: int, record_id: str) -> int:
