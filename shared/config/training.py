@@ -14,6 +14,13 @@ def _one_or_many(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _no_for_false(value: object) -> object:
+    return "no" if value is False else value
+
+
+MayBeNo = BeforeValidator(_no_for_false)
+"""YAML reads a bare `no` as false; it is meant as the word."""
+
 OneOrMany = BeforeValidator(_one_or_many)
 """A single word stands for a list of one, as in Hugging Face's arguments."""
 
@@ -93,12 +100,12 @@ class TrainingSection(Section):
     dataloader_num_workers: int = Field(default=2, ge=0, description="threads that read images")
     logging_steps: int = Field(default=10, ge=1, description="optimizer steps between two records of logging.jsonl")
     logging_first_step: bool = Field(default=False, description="log the first step too")
-    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"], MayBeNo] = Field(
         default="no", description="when val_jsonl is decoded and scored"
     )
     eval_steps: int | None = Field(default=None, ge=1, description="steps between evaluations; null = logging_steps")
     eval_on_start: bool = Field(default=False, description="evaluate before the first step")
-    save_strategy: Literal["no", "steps", "epoch", "best"] = Field(
+    save_strategy: Annotated[Literal["no", "steps", "epoch", "best"], MayBeNo] = Field(
         default="steps", description="when a checkpoint is written"
     )
     save_steps: int = Field(default=500, ge=1, description="steps between checkpoints")

@@ -173,6 +173,11 @@ def test_a_broken_rule_names_its_key_and_values(path: Path, overrides: list[str]
     assert any(said in line for line in lines), lines
 
 
+def test_a_bare_no_is_the_word_and_not_false(path: Path) -> None:
+    training = load_config(path, ["training.save_strategy=no", "training.eval_strategy=no"]).training
+    assert (training.save_strategy, training.eval_strategy) == ("no", "no")
+
+
 def test_more_than_one_learner_process_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "WORLD_SIZE=2" in refusal(path, [])
