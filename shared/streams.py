@@ -1,6 +1,6 @@
 """Bounded hand-offs between tasks of one event loop."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
@@ -8,29 +8,37 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from shared.errors import BoxloopError
+
 T = TypeVar("T")
 
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[TaskGroup]:
-    """A task group whose only error is raised as itself, so that callers catch it by its type."""
+    """A task group whose error is raised as itself, so that callers catch it by its type.
+
+    Of several tasks that failed with errors of ours at once, the first is raised and bears the others as notes.
+    """
     try:
         async with anyio.create_task_group() as tasks:
             yield tasks
     except BaseExceptionGroup as group:
-        only = _only_error(group)
-        if only is None:
+        # A generator that is closed while a task of it fails is not what went wrong.
+        errors = list(_leaves(group))
+        first, *others = [error for error in errors if not isinstance(error, GeneratorExit)] or errors[:1]
+        if not all(isinstance(error, BoxloopError) for error in others):
             raise
-        raise only from only.__cause__
+        for other in others:
+            first.add_note(str(other))
+        raise first from first.__cause__
 
 
-def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) != 1:
-            return None
-        error = error.exceptions[0]
-    return error
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 @asynccontextmanager
