@@ -25,6 +25,7 @@ from learner.reporting.step_report import StepReport
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
 from learner.teacher import Teacher
+from shared.errors import ProtocolError
 from shared.streams import prefetched, ready_now, task_group
 from shared.wire import PolicyVersion
 
@@ -71,10 +72,16 @@ class RolloutSource:
         async def targets(group: Group) -> AsyncGenerator[TrainingSample, None]:
             encoded = [each async for each in encode_group(group, self._encoder, report)]
             requests = decode_requests(encoded, self._run_seed, step.step)
+            num_lost = 0
             async with aclosing(self._results(requests, version, report)) as results:
                 async for result in results:
                     if isinstance(result, LostSample):
                         report.add_lost(result)
+                        num_lost += 1
+                        if num_lost == len(requests):
+                            raise ProtocolError(
+                                f"every answer was lost; the last one, {result.request.uid}: {result.message}"
+                            )
                         continue
                     started = time.perf_counter()
                     learned = self._teacher.rollout(result)
