@@ -85,9 +85,12 @@ def _crossings(edges: NDArray[np.float64], resolution: int) -> NDArray[np.int64]
     `edges` [E, 8] are x1, y1, x2, y2 in bins, then what is to be known of the shape's window: its place in the flat
     array, top, left, width.
     """
-    x1, y1, x2, y2 = edges[:, :4].T * (resolution / MAX_BIN)
-    first = np.ceil(np.minimum(y1, y2) - 0.5).astype(np.int64)
-    counts = np.ceil(np.maximum(y1, y2) - 0.5).astype(np.int64) - first
+    # From top to bottom, so that an edge walked both ways crosses a row at the same place to the last bit.
+    upward = edges[:, 1] > edges[:, 3]
+    ends = np.where(upward[:, None], edges[:, [2, 3, 0, 1]], edges[:, :4])
+    x1, y1, x2, y2 = ends.T * (resolution / MAX_BIN)
+    first = np.ceil(y1 - 0.5).astype(np.int64)
+    counts = np.ceil(y2 - 0.5).astype(np.int64) - first
     edge = np.repeat(np.arange(len(edges)), counts)
     rows = np.arange(len(edge)) + np.repeat(first - np.cumsum(counts) + counts, counts)
     base, top, left, width = edges[edge, 4:].T
