@@ -20,7 +20,7 @@ from shared.errors import ConfigError, DataError
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
 DEFAULT_MINUTES = 5.0
 STAGE1_STEPS = 660
-STAGE2_STEPS = 60
+STAGE2_STEPS = 75
 NUM_TRAIN, NUM_VAL = 8192, 200
 PACKAGES = ("boxloop", "torch", "transformers")
 
