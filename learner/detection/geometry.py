@@ -49,14 +49,15 @@ def bounding_box(bins: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def box_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pairwise IoU of boxes `a` [P, 4] and `b` [G, 4] (x1, y1, x2, y2 with positive extent) as [P, G].
+    """Pairwise IoU of boxes `a` [P, 4] and `b` [G, 4] (x1, y1, x2, y2 in bins, with positive extent) as [P, G].
 
     A box without extent has IoU 0 with everything.
     """
-    left_top = np.maximum(a[:, None, :2], b[:, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
-    extent = np.maximum(right_bottom - left_top, 0.0)
-    intersection = extent[..., 0] * extent[..., 1]
-    size_a, size_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    union = (size_a[:, 0] * size_a[:, 1])[:, None] + size_b[:, 0] * size_b[:, 1] - intersection
-    return intersection / np.where(intersection > 0, union, 1.0)
+    # Axis by axis, so that the innermost loop runs over all of `b` and not over the two axes.
+    a_x1, a_y1, a_x2, a_y2 = a.T[:, :, None]
+    b_x1, b_y1, b_x2, b_y2 = b.T
+    width = np.maximum(np.minimum(a_x2, b_x2) - np.maximum(a_x1, b_x1), 0.0)
+    height = np.maximum(np.minimum(a_y2, b_y2) - np.maximum(a_y1, b_y1), 0.0)
+    intersection = width * height
+    union = (a_x2 - a_x1) * (a_y2 - a_y1) + (b_x2 - b_x1) * (b_y2 - b_y1) - intersection
+    return intersection / np.maximum(union, 1.0)  # whole bins: only a union of nothing is below 1

@@ -71,10 +71,11 @@ def match_objects(
     """
     if not predictions or not ground_truth:
         return Match(missing=tuple(range(len(ground_truth))), extra=tuple(range(len(predictions))))
-    boxes = np.array([bounding_box(shape.bins) for shape in (*predictions, *ground_truth)], dtype=np.float64)
+    shapes = (*predictions, *ground_truth)
+    boxes = np.array([bounding_box(shape.bins) for shape in shapes], dtype=np.float64)
     iou = box_iou(boxes[: len(predictions)], boxes[len(predictions) :])
     candidates = _candidates(iou, config.candidate_top_k)
-    if any(shape.kind == "poly" for shape in (*predictions, *ground_truth)):
+    if "poly" in [shape.kind for shape in shapes]:
         _put_mask_iou(iou, candidates, predictions, ground_truth, config.maskiou_resolution)
     allowed = candidates & (iou >= config.maskiou_gate)
     # What a pair saves against leaving both sides alone; an assignment of nothing but savings is optimal.

@@ -6,7 +6,7 @@ merges anything, so a stretch between two of them has the same ids wherever it s
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from typing import NamedTuple, cast
 
 from learner.detection.prediction import Place
@@ -32,11 +32,6 @@ class Stretch(NamedTuple):
     token_ids: tuple[int, ...]
     desc_start: int = 0
     desc_end: int = 0
-
-    def weight(self, structure: float, desc: float) -> float:
-        """Sum of the cross-entropy weights of these tokens."""
-        num_desc = self.desc_end - self.desc_start
-        return structure * (len(self.token_ids) - num_desc) + desc * num_desc
 
 
 @lru_cache(maxsize=1 << 16)
@@ -84,15 +79,15 @@ def answer_weight(
     vocabulary: CoordinateVocabulary, items: Sequence[Describable], desc_weight: float, coordinate_weight: float
 ) -> float:
     """Σ of the cross-entropy weights over all tokens of a whole answer (W_s of docs/numerics.md)."""
-    between = len(stretch_of(vocabulary, BETWEEN_COORDINATES).token_ids)
-    num_coordinates = sum(len(item.bins) for item in items)
-    last = ending(vocabulary, CLOSE_OBJECT if items else OPEN_ANSWER)
-    return (
-        sum(opening.weight(1.0, desc_weight) for opening in openings(vocabulary, items, 1, OPEN_ANSWER))
-        + between * (num_coordinates - len(items))
-        + coordinate_weight * num_coordinates
-        + last.weight(1.0, 1.0)
-    )
+    stretches = [
+        *openings(vocabulary, items, 1, OPEN_ANSWER),
+        ending(vocabulary, CLOSE_OBJECT if items else OPEN_ANSWER),
+    ]
+    num_coordinates = sum([len(item.bins) for item in items])
+    num_desc = sum([stretch.desc_end - stretch.desc_start for stretch in stretches])
+    num_structure = sum([len(stretch.token_ids) for stretch in stretches]) - num_desc
+    num_structure += len(stretch_of(vocabulary, BETWEEN_COORDINATES).token_ids) * (num_coordinates - len(items))
+    return num_structure + desc_weight * num_desc + coordinate_weight * num_coordinates
 
 
 def structure_of(vocabulary: CoordinateVocabulary, prefix: Sequence[int], matched: Iterable[Place]) -> list[int]:
@@ -132,7 +127,7 @@ class TargetWriter:
 
     def supervise_box(self, positions: tuple[int, ...], bins: tuple[int, ...]) -> None:
         """Pull four coordinate slots towards the bins of a box."""
-        self.boxes.append((cast(Corners, positions), cast(Corners, bins)))
+        self.boxes.append(cast(Box, (positions, bins)))
 
     def write(self, stretch: Stretch, structure_weight: float, desc_weight: float) -> None:
         """Append a stretch of text."""
@@ -150,12 +145,13 @@ class TargetWriter:
     def write_coordinates(self, bins: Sequence[int], structure_weight: float, weight: float) -> tuple[int, ...]:
         """Append coordinate tokens and what stands between them; returns the positions of the tokens."""
         start, between = len(self.token_ids), self._between.token_ids
-        for place, bin in enumerate(bins):
-            if place:
-                self.token_ids += between
-            self.token_ids.append(self._vocabulary.coordinate_ids[bin])
+        first, *others = map(self._vocabulary.coordinate_ids.__getitem__, bins)
+        self.token_ids.append(first)
+        for token_id in others:
+            self.token_ids += between
+            self.token_ids.append(token_id)
         positions = range(start, len(self.token_ids))
         weights = ([weight] + [structure_weight] * len(between)) * len(bins)
-        self.ce_positions += [position for position, each in zip(positions, weights, strict=False) if each]
-        self.ce_weights += [each for _, each in zip(positions, weights, strict=False) if each]
+        self.ce_positions += compress(positions, weights)
+        self.ce_weights += compress(weights[: len(positions)], weights)
         return tuple(positions[:: 1 + len(between)])
