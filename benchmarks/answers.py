@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from learner.data.from_coco import Conversion, convert
@@ -85,18 +85,36 @@ def made_up(kind: Kind, rng: random.Random) -> tuple[GroundTruthObject, ...]:
 
 
 def build_tokenizer(descs: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that writes common words and the answer format's punctuation as Qwen's does."""
+    """A byte-level BPE that writes common words and the answer format as Qwen's does, and is as large.
+
+    Digits stand alone, text is normalised, and added tokens follow an ordinary vocabulary of 150,000 entries.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
     glue = '{"object_1": {"desc": "", "bbox_2d": ["", "", "", ""]}, "object_2": {"desc": "", "poly": ["", ""]}}'
     tokenizer.train_from_iterator([glue, *descs] * 20, trainer)
+    tokenizer = _enlarged(tokenizer, alphabet, 150_000)
     special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", *(f"<|coord_{bin}|>" for bin in range(1000))]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+
+
+def _enlarged(tokenizer: Tokenizer, alphabet: list[str], size: int) -> Tokenizer:
+    """The same words and merges, with ids spread over a vocabulary of `size` words; no merge leads to the others."""
+    rng = random.Random(0)
+    state = orjson.loads(tokenizer.to_str())
+    words = dict.fromkeys(state["model"]["vocab"])
+    while len(words) < size:
+        words["".join(rng.choices(alphabet, k=rng.randint(3, 9)))] = None
+    ids = rng.sample(range(size), size)
+    state["model"]["vocab"] = dict(zip(words, ids, strict=True))
+    return Tokenizer.from_str(orjson.dumps(state).decode())
 
 
 def _quantised(desc: str, kind: Kind, values: list[float], width: float, height: float) -> GroundTruthObject:
