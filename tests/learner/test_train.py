@@ -22,7 +22,7 @@ from learner.model.load import load_tokenizer
 from learner.run import Run
 from learner.train import train
 from shared.config.models import Config
-from shared.errors import ConfigError, NonFiniteLoss, ServerUnavailable, WeightSyncFailed
+from shared.errors import ConfigError, NonFiniteLoss, ProtocolError, ServerUnavailable, WeightSyncFailed
 
 pytestmark = pytest.mark.slow
 
@@ -125,13 +125,27 @@ async def test_an_evaluation_in_groups_scores_every_record_once(
 
 
 async def test_lost_samples_are_noted_and_the_step_goes_on(opened: Opened, tmp_path: Path) -> None:
-    everything = {f"train:{number}": "error" for number in range(1, 65)}
-    async with opened(B_ONLY, "training.max_steps=2", faults=everything) as run:
+    odd = {f"train:{number}": "error" for number in range(1, 65, 2)}
+    async with opened(B_ONLY, "training.max_steps=2", faults=odd) as run:
         before = weights(run)
         await trained(run)
-        assert unmoved(run, before)
+        assert not unmoved(run, before)
     ledger = [orjson.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_bytes().splitlines()]
-    assert [(line["step"], line["trained"], len(line["lost"])) for line in ledger] == [(1, [], 4), (2, [], 4)]
+    assert [line["step"] for line in ledger] == [1, 2]
+    for line in ledger:
+        assert line["trained"]
+        assert line["lost"]
+        assert set(line["lost"]) <= set(odd)
+        assert not set(line["trained"]) & set(odd)
+        assert len(line["trained"]) + len(line["lost"]) == 4
+
+
+async def test_a_step_that_loses_every_answer_is_an_error(opened: Opened) -> None:
+    async with opened(B_ONLY, faults={f"train:{number}": "error" for number in range(1, 65)}) as run:
+        before = weights(run)
+        with pytest.raises(ProtocolError, match="every answer was lost"):
+            await trained(run)
+        assert unmoved(run, before)
 
 
 async def test_a_server_that_is_lost_leaves_the_weights_of_the_last_whole_step(opened: Opened) -> None:
