@@ -28,9 +28,6 @@ class WeightChannel:
             await self._call("POST", "/weights/commit", update.model_dump_json())
         )
 
-    async def abort(self, update: WeightCommit) -> None:
-        await self._call("POST", "/weights/abort", update.model_dump_json())
-
     async def _call(self, method: str, path: str, body: str | None = None) -> bytes:
         try:
             response = await self._client.request(
