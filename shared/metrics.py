@@ -87,7 +87,7 @@ ROLLOUT = (
     _sum("rollout/fn_appended", "objects", "B", "missing objects appended to a target"),
     _sum("rollout/fp", "objects", "B", "extra predictions"),
     _sum("rollout/gating_rejections", "pairs", "B", "candidate pairs under maskiou_gate"),
-    _ratio("rollout/duplicate_rate", "share", "B", "extra predictions that overlap a matched one", "valid objects"),
+    _ratio("rollout/duplicate_rate", "share", "B", "repeats of one desc at IoU ≥ 0.9", "valid predicted objects"),
     _ratio("rollout/pred_per_gt", "1", "B", "valid predicted objects", "ground-truth objects"),
     _ratio("rollout/gen_new_tokens_mean", "tokens", "B", "new tokens", "decoded answers"),
     Metric("rollout/gen_new_tokens_p90", "tokens", "p90", "B", "new tokens of each answer"),
