@@ -4,8 +4,9 @@ import math
 
 import anyio
 
-from rollout_server.accounting import Activity, TimeAccount
+from rollout_server.accounting import Activity
 from rollout_server.refusal import Refusal
+from shared.accounting import TimeAccount
 from shared.wire import ServerLimits
 
 RETRY_AFTER_S = 1
@@ -14,7 +15,7 @@ RETRY_AFTER_S = 1
 class Admission:
     """Counts the samples of open batches. Lives on the event loop; only `drained` waits."""
 
-    def __init__(self, limits: ServerLimits, account: TimeAccount) -> None:
+    def __init__(self, limits: ServerLimits, account: TimeAccount[Activity]) -> None:
         self._limits = limits
         self._account = account
         self._open: dict[str, int] = {}
@@ -42,13 +43,13 @@ class Admission:
                 retry_after_s=RETRY_AFTER_S,
             )
         self._open[batch_id] = num_samples
-        self._account.switch(Activity.DECODING)
+        self._account.begin(Activity.DECODING)
 
     def release(self, batch_id: str) -> None:
         """A batch has ended."""
         del self._open[batch_id]
+        self._account.end(Activity.DECODING)
         if not self._open:
-            self._account.switch(Activity.SYNCING if self._shut_because else Activity.IDLE)
             self._emptied.set()
 
     async def shut(self, reason: str, drain_timeout_s: float = math.inf) -> None:
@@ -66,9 +67,9 @@ class Admission:
                 f"{self.open_samples} samples of {len(self._open)} batches were still open after {drain_timeout_s:g} s",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._account.switch(Activity.SYNCING)
+        self._account.begin(Activity.SYNCING)
 
     def reopen(self) -> None:
         """Let batches in again."""
         self._shut_because = None
-        self._account.switch(Activity.IDLE)
+        self._account.end(Activity.SYNCING)

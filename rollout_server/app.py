@@ -5,7 +5,7 @@ from typing import TypeVar
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
 
-from rollout_server.accounting import TimeAccount
+from rollout_server.accounting import Activity
 from rollout_server.admission import Admission
 from rollout_server.engines.base import Engine
 from rollout_server.guard import BearerGate, BodyLimit, refusal_response
@@ -15,6 +15,7 @@ from rollout_server.refusal import ManifestRefused, Refusal
 from rollout_server.rollouts import BatchStream
 from rollout_server.settings import ServerSettings
 from rollout_server.weights import WeightService
+from shared.accounting import TimeAccount
 from shared.errors import EngineFailed, WeightSyncFailed
 from shared.probe import PUBLIC_PATHS, mount_probes
 from shared.wire import (
@@ -36,7 +37,7 @@ Body = TypeVar("Body", bound=WireModel)
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     """The server around `engine`, which the caller starts and closes; until it has started only probes answer."""
-    account = TimeAccount()
+    account = TimeAccount(Activity)
     admission = Admission(settings.limits, account)
     weights = WeightService(engine, admission, settings.weights_root, settings.drain_timeout_s)
     app = FastAPI(title="Boxloop rollout server", openapi_url=None)

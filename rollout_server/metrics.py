@@ -6,16 +6,19 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rollout_server.accounting import TimeAccount
+from rollout_server.accounting import Activity
 from rollout_server.admission import Admission
 from rollout_server.engines.base import Engine
 from rollout_server.weights import WeightService
+from shared.accounting import TimeAccount
 
 
 class ServerCollector(Collector):
     """Seconds by activity, work at hand, tokens so far and the policy's step (-1 before the first update)."""
 
-    def __init__(self, engine: Engine, admission: Admission, weights: WeightService, account: TimeAccount) -> None:
+    def __init__(
+        self, engine: Engine, admission: Admission, weights: WeightService, account: TimeAccount[Activity]
+    ) -> None:
         self._engine = engine
         self._admission = admission
         self._weights = weights

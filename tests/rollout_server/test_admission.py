@@ -2,10 +2,11 @@ import asyncio
 
 import pytest
 
-from rollout_server.accounting import Activity, TimeAccount
+from rollout_server.accounting import Activity
 from rollout_server.admission import Admission
 from rollout_server.refusal import Refusal
 from rollout_server.settings import limits_for
+from shared.accounting import TimeAccount
 
 
 class Clock:
@@ -15,19 +16,9 @@ class Clock:
         return self.now
 
 
-def test_every_second_is_booked_to_exactly_one_activity() -> None:
-    clock = Clock()
-    account = TimeAccount(clock)
-    for at, activity in ((2.0, Activity.DECODING), (5.0, Activity.SYNCING), (6.0, Activity.IDLE)):
-        clock.now = at
-        account.switch(activity)
-    clock.now = 10.0
-    assert account.seconds() == {Activity.IDLE: 6.0, Activity.DECODING: 3.0, Activity.SYNCING: 1.0}
-
-
 def test_open_batches_are_decoding_time_and_a_shut_door_is_syncing_time() -> None:
     clock = Clock()
-    account = TimeAccount(clock)
+    account = TimeAccount(Activity, clock)
     admission = Admission(limits_for(256, 4), account)
 
     async def story() -> None:
@@ -44,7 +35,7 @@ def test_open_batches_are_decoding_time_and_a_shut_door_is_syncing_time() -> Non
 
 
 async def test_a_door_that_shuts_waits_for_the_open_batches_and_lets_nobody_in() -> None:
-    admission = Admission(limits_for(256, 4), TimeAccount())
+    admission = Admission(limits_for(256, 4), TimeAccount(Activity))
     admission.admit("a", 1)
     shutting = asyncio.create_task(admission.shut("loading ab@2", 5.0))
     await asyncio.sleep(0.01)
@@ -58,7 +49,7 @@ async def test_a_door_that_shuts_waits_for_the_open_batches_and_lets_nobody_in()
 
 
 async def test_batches_that_do_not_end_keep_the_door_open() -> None:
-    admission = Admission(limits_for(256, 4), TimeAccount())
+    admission = Admission(limits_for(256, 4), TimeAccount(Activity))
     admission.admit("a", 3)
     with pytest.raises(Refusal, match="3 samples of 1 batches"):
         await admission.shut("loading", 0.01)
