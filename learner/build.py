@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from learner.evaluate import Evaluation, EvaluationPlan
 from learner.guard import Guard
 from learner.learn import Learner
 from learner.model.load import load_model, load_tokenizer
-from learner.optim import StepOptimizer, freeze
+from learner.optim import StepOptimizer
 from learner.parts import (
     objectives_for,
     packer_for,
@@ -37,6 +38,7 @@ from learner.rollouts.remote import RolloutServer
 from learner.run import Run
 from learner.stages import RolloutSource
 from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.merge import full_weights
 from learner.weight_sync.publisher import WeightPublisher
 from learner.weight_sync.transports import FileTransport
 from shared.config.models import Config
@@ -65,8 +67,13 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     planner = planner_for(config, source)
     progress = Progress(training.max_steps if training.max_steps > 0 else planner.num_steps(training.num_train_epochs))
     with console.status(f"loading {model_name}"):
-        loaded = load_model(model_name, dtype=config.model.dtype, attn_impl=config.model.attn_impl)
-    freeze(loaded.model, config.tuner)
+        loaded = load_model(
+            model_name,
+            dtype=config.model.dtype,
+            attn_impl=config.model.attn_impl,
+            tuner=config.tuner,
+            seed=training.seed,
+        )
     if training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = StepOptimizer(loaded.model, training, progress.num_steps)
@@ -89,7 +96,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             check_server(info, server.name, loaded.folder)
         pool = pool_for(config, servers, sampling, infos)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
-        weights = WeightPublisher(channels, FileTransport(weights_root(config)), loaded.weights, lane)
+        weights = WeightPublisher(channels, FileTransport(weights_root(config)), partial(full_weights, loaded), lane)
         yield Run(
             planner=planner,
             progress=progress,

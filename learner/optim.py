@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from shared.config.training import TrainingSection, TunerSection
+from learner.model.freeze import Part, part_of
+from shared.config.training import TrainingSection
 from shared.errors import ConfigError
 
-Part = Literal["llm", "vit", "aligner"]
 Kind = Literal["adamw", "muon"]
 
 MUON_LR_RATIO = 10.0
@@ -58,20 +58,6 @@ def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGro
         )
         for (optimizer, part, decays), members in names.items()
     ]
-
-
-def freeze(model: Any, tuner: TunerSection) -> None:
-    """Leave whole parts of a model as they are: `freeze_llm` (the head included), `freeze_vit`, `freeze_aligner`."""
-    frozen = {"llm": tuner.freeze_llm, "vit": tuner.freeze_vit, "aligner": tuner.freeze_aligner}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen[part_of(name)])
-
-
-def part_of(name: str) -> Part:
-    """Which part of a Qwen3-VL a parameter belongs to: the mergers are the aligner, the rest of the tower the vit."""
-    if ".visual." not in f".{name}":
-        return "llm"
-    return "aligner" if ".merger." in name or ".deepstack_merger_list." in name else "vit"
 
 
 class StepOptimizer:

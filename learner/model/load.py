@@ -1,4 +1,4 @@
-"""Loading a checkpoint for training: float32 masters, computed in the device's fast type."""
+"""Loading a checkpoint for training: float32 masters of all that is trained, computed in the device's fast type."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -7,19 +7,24 @@ from typing import Any
 
 import torch
 
+from learner.model.adapters import add_adapters, hold_base_in, trained_modules
 from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
+from learner.model.freeze import freeze
 from learner.packing.collate import Layout
+from shared.config.training import TunerSection
 from shared.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EVERYTHING = TunerSection()
+"""Train all weights."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A Qwen3-VL and what the code around it asks about it.
 
-    `model` is transformers' own module with its own parameter names; trained weights are float32 whatever
-    `compute_dtype` says. `folder` is the checkpoint it came from.
+    `model` is transformers' own module with its own parameter names, adapters injected in place if there are any;
+    trained weights are float32 whatever `compute_dtype` says. `folder` is the checkpoint it came from.
     """
 
     model: Any
@@ -39,20 +44,25 @@ class LoadedModel:
         """Name of the attention that transformers dispatches to."""
         return str(self.model.config.text_config._attn_implementation)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """All weights under their Hugging Face names, each once: a head tied to the embeddings is left out."""
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-
     def autocast(self) -> AbstractContextManager[Any]:
         """Context in which matrix products run in `compute_dtype`."""
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
 
-def load_model(name: str, *, dtype: str = "auto", attn_impl: str = "auto", device: str | None = None) -> LoadedModel:
-    """Load a checkpoint folder or hub id.
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    attn_impl: str = "auto",
+    device: str | None = None,
+    tuner: TunerSection = EVERYTHING,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a checkpoint folder or hub id and make it ready to be trained as `tuner` says.
 
     `dtype` is the compute type: float32, bfloat16, or auto = bfloat16 where the device multiplies it natively.
-    `attn_impl` is transformers' name of an attention, or auto. Raises ConfigError for a model of another family.
+    `attn_impl` is transformers' name of an attention, or auto. `seed` draws the initial weights of adapters. Raises
+    ConfigError for a model of another family, and for modules named in `tuner` that it does not have.
     """
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar
@@ -60,6 +70,7 @@ def load_model(name: str, *, dtype: str = "auto", attn_impl: str = "auto", devic
     disable_progress_bar()
     folder = checkpoint_folder(name)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    compute_dtype = compute_dtype_for(target, dtype)
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "qwen3_vl":
         raise ConfigError(f"model.model: {name} is a {config.model_type} checkpoint; give a qwen3_vl one")
@@ -67,12 +78,17 @@ def load_model(name: str, *, dtype: str = "auto", attn_impl: str = "auto", devic
         folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl)
     )
     use_fast_kernels(model)
+    if tuner.train_type == "lora":
+        add_adapters(model, trained_modules(model, tuner), tuner, seed)
+        hold_base_in(model, compute_dtype)
+    else:
+        freeze(model, tuner)
     model.to(target).train()
     return LoadedModel(
         model=model,
         folder=folder,
         device=target,
-        compute_dtype=compute_dtype_for(target, dtype),
+        compute_dtype=compute_dtype,
         image_token_id=int(config.image_token_id),
         merge_size=int(config.vision_config.spatial_merge_size),
     )

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from learner.optim import MUON_LR_RATIO, StepOptimizer, freeze, parameter_groups, part_of
+from learner.model.freeze import freeze
+from learner.optim import MUON_LR_RATIO, StepOptimizer, parameter_groups
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError
 
@@ -39,22 +40,6 @@ def test_weight_decay_falls_on_matrices_only(workbench: Any) -> None:
     named = dict(workbench.loaded.model.named_parameters())
     for group in parameter_groups(workbench.loaded.model, training(weight_decay=0.1)):
         assert {named[name].ndim >= 2 for name in group.names} == {group.weight_decay == 0.1}
-
-
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("model.language_model.layers.0.mlp.up_proj.weight", "llm"),
-        ("model.language_model.embed_tokens.weight", "llm"),
-        ("lm_head.weight", "llm"),
-        ("model.visual.blocks.0.attn.qkv.weight", "vit"),
-        ("model.visual.patch_embed.proj.weight", "vit"),
-        ("model.visual.merger.linear_fc1.weight", "aligner"),
-        ("model.visual.deepstack_merger_list.0.norm.bias", "aligner"),
-    ],
-)
-def test_parts_of_the_model_by_name(name: str, part: str) -> None:
-    assert part_of(name) == part
 
 
 def test_frozen_parts_are_in_no_group(workbench: Any) -> None:

@@ -21,6 +21,7 @@ from learner.guard import RunLeftItsBands
 from learner.model.load import load_tokenizer
 from learner.run import Run
 from learner.train import train
+from learner.weight_sync.merge import full_weights
 from shared.config.models import Config
 from shared.errors import ConfigError, NonFiniteLoss, ProtocolError, ServerUnavailable, WeightSyncFailed
 
@@ -74,11 +75,11 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in run.learner.loaded.weights().items()}
+    return {name: tensor.clone() for name, tensor in full_weights(run.learner.loaded).items()}
 
 
 def unmoved(run: Run, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in run.learner.loaded.weights().items())
+    return all(torch.equal(tensor, before[name]) for name, tensor in full_weights(run.learner.loaded).items())
 
 
 def has_gradient(run: Run) -> bool:

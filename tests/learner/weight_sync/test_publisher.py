@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from learner.model.tiny import build_tiny
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import Rollout, RolloutRequest, RolloutServer
 from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.merge import full_weights
 from learner.weight_sync.publisher import Published, WeightPublisher
 from learner.weight_sync.transports import FileTransport
 from shared.errors import WeightSyncFailed
@@ -46,7 +48,7 @@ class Site:
         self.root = root
         self.servers = [RolloutServer(client, TIMEOUT_S) for client in clients]
         self.channels = [WeightChannel(client, TIMEOUT_S) for client in clients]
-        self.publisher = WeightPublisher(self.channels, FileTransport(root), loaded.weights, lane)
+        self.publisher = WeightPublisher(self.channels, FileTransport(root), partial(full_weights, loaded), lane)
 
     async def answers(
         self, server: RolloutServer, requests: list[RolloutRequest], sampling: Sampling, version: PolicyVersion | None
@@ -98,7 +100,7 @@ def reference(loaded: LoadedModel, request: RolloutRequest, sampling: Sampling) 
 async def test_after_a_publish_servers_answer_as_the_learner_would(site_of, trained, requests_of, sampling) -> None:
     site, requests = await site_of({}, {}), requests_of(3)
     before = await site.answers(site.servers[0], requests, sampling, None)
-    held = {name: tensor.clone() for name, tensor in trained.weights().items()}
+    held = {name: tensor.clone() for name, tensor in full_weights(trained).items()}
     published: Published = await site.publisher.publish_if_stale(4)
     assert published.version.step == 4
     assert published.seconds > 0
@@ -106,7 +108,7 @@ async def test_after_a_publish_servers_answer_as_the_learner_would(site_of, trai
     for server in site.servers:
         assert await site.answers(server, requests, sampling, published.version) == expected
     assert before != expected
-    assert all(torch.equal(tensor, held[name]) for name, tensor in trained.weights().items())
+    assert all(torch.equal(tensor, held[name]) for name, tensor in full_weights(trained).items())
     assert site.left_behind() == []
 
 
@@ -124,7 +126,7 @@ async def test_another_learner_is_told_from_this_one(site_of, trained) -> None:
     site = await site_of({})
     await site.publisher.publish_if_stale(3)
     with ComputeLane() as lane:
-        other = WeightPublisher(site.channels, FileTransport(site.root), trained.weights, lane)
+        other = WeightPublisher(site.channels, FileTransport(site.root), partial(full_weights, trained), lane)
         published = await other.publish_if_stale(3)
     assert published.seconds > 0
     assert (await site.channels[0].status()).policy_version == published.version
@@ -145,7 +147,7 @@ async def test_a_failed_load_is_raised_and_repaired_by_the_next_publish(serving,
     with serving(scripted({"fail_loads": 1}, weights_root=tmp_path)) as running, ComputeLane() as lane:
         async with running.client() as client:
             channel = WeightChannel(client, TIMEOUT_S)
-            publisher = WeightPublisher([channel], FileTransport(tmp_path), trained.weights, lane)
+            publisher = WeightPublisher([channel], FileTransport(tmp_path), partial(full_weights, trained), lane)
             with pytest.raises(WeightSyncFailed, match="says the script"):
                 await publisher.publish_if_stale(1)
             assert (await channel.status()).phase == "tainted"
@@ -160,7 +162,7 @@ async def test_a_server_that_is_gone_fails_the_publish(serving, scripted, traine
     with ComputeLane() as lane:
         async with client:
             publisher = WeightPublisher(
-                [WeightChannel(client, TIMEOUT_S)], FileTransport(tmp_path), trained.weights, lane
+                [WeightChannel(client, TIMEOUT_S)], FileTransport(tmp_path), partial(full_weights, trained), lane
             )
             with pytest.raises(WeightSyncFailed, match=running.url):
                 await publisher.publish_if_stale(1)
