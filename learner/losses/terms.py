@@ -8,7 +8,7 @@ from torch import Tensor
 from learner.detection.vocabulary import NUM_BINS
 from learner.losses.boxes import box_l1, giou_loss
 from learner.losses.coordinates import expected_coordinate, soft_ce, w1
-from learner.losses.token_ce import token_ce
+from learner.model.head import TokenScores
 from learner.packing.collate import PackedBatch
 from learner.plan.step_plan import StepTotals
 
@@ -52,20 +52,15 @@ class LossTerms:
         return torch.stack(parts)
 
 
-def loss_terms(
-    scores: Tensor, batch: PackedBatch, totals: StepTotals, weights: LossWeights, coordinate_ids: Tensor
-) -> LossTerms:
-    """Compute a pack's loss from the float32 logits [S, vocabulary] of its supervised positions.
+def loss_terms(scores: TokenScores, batch: PackedBatch, totals: StepTotals, weights: LossWeights) -> LossTerms:
+    """Compute a pack's loss from what its supervised positions score.
 
     L = ce / N + (bbox_l1_weight · L1 + bbox_giou_weight · (1 − GIoU)) / B + coordinate terms / 4B, with N and B of the
     whole optimizer step in `totals`.
     """
-    log_normaliser = scores.logsumexp(-1)
-    ce = (token_ce(scores, log_normaliser, batch.labels) * batch.ce_weights).sum()
-
-    slot_scores = scores[batch.box_slots][..., coordinate_ids]
-    log_mass = slot_scores.logsumexp(-1) - log_normaliser[batch.box_slots]
-    log_probabilities = torch.log_softmax(slot_scores / weights.temperature, dim=-1)
+    ce = ((scores.log_normalisers - scores.labels) * batch.ce_weights).sum()
+    log_mass = scores.boxes.logsumexp(-1) - scores.log_normalisers[batch.box_slots]
+    log_probabilities = torch.log_softmax(scores.boxes / weights.temperature, dim=-1)
     probabilities = log_probabilities.exp()
 
     expected, true = expected_coordinate(probabilities), batch.box_bins / (NUM_BINS - 1)

@@ -58,13 +58,6 @@ def at_predictors(batch: PackedBatch, hidden: Tensor) -> Tensor:
     return hidden[batch.predictor_rows, batch.predictor_columns]
 
 
-def logits(loaded: LoadedModel, hidden: Tensor) -> Tensor:
-    """Float32 logits [rows, vocabulary] of hidden rows; the head is called as the module it is."""
-    with loaded.autocast():
-        scores: Tensor = loaded.model.get_output_embeddings()(hidden)
-    return scores.float()
-
-
 def _attention_arguments(loaded: LoadedModel, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
     """How the attention in use is told that a token sees its own target up to itself.
 

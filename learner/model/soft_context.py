@@ -1,9 +1,10 @@
 """Soft context: coordinate tokens are read as the expectation of their embedding under the model's own prediction."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from learner.model.forward import ImageFeatures, hidden_states, logits
+from learner.model.forward import ImageFeatures, hidden_states
+from learner.model.head import coordinate_logits
 from learner.model.load import LoadedModel
 from learner.packing.collate import PackedBatch
 
@@ -38,17 +39,3 @@ def soft_context(
             expected = torch.softmax(scores / temperature, dim=-1) @ table
             softened = softened.index_put((rows, predictors + 1), expected.to(softened.dtype))
     return embeds.index_put((rows, predictors + 1), softened[rows, predictors + 1])
-
-
-def coordinate_logits(loaded: LoadedModel, hidden: Tensor, coordinate_ids: Tensor) -> Tensor:
-    """Float32 logits [rows, 1000] of the coordinate tokens alone.
-
-    A bare linear head is cut to their rows; a head that is wrapped or watched is called whole, so that adapters and
-    hooks have their say.
-    """
-    head = loaded.model.get_output_embeddings()
-    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
-        return logits(loaded, hidden)[:, coordinate_ids]
-    with loaded.autocast():
-        bias = None if head.bias is None else head.bias[coordinate_ids]
-        return nn.functional.linear(hidden, head.weight[coordinate_ids], bias).float()

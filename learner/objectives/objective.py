@@ -6,7 +6,8 @@ from typing import Protocol
 from torch import Tensor
 
 from learner.losses.terms import LossTerms, LossWeights, loss_terms
-from learner.model.forward import ImageFeatures, at_predictors, hidden_states, logits
+from learner.model.forward import ImageFeatures, at_predictors, hidden_states
+from learner.model.head import token_scores
 from learner.model.load import LoadedModel
 from learner.packing.collate import PackedBatch
 from learner.plan.step_plan import StepTotals
@@ -30,4 +31,4 @@ class LastPass:
     ) -> LossTerms:
         """Decode input embeddings and compare supervised positions, and no others, with their labels."""
         hidden = at_predictors(batch, hidden_states(loaded, batch, embeds, images))
-        return loss_terms(logits(loaded, hidden), batch, totals, self.weights, self.coordinate_ids)
+        return loss_terms(token_scores(loaded, hidden, batch, self.coordinate_ids), batch, totals, self.weights)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.losses.terms import LossTerms, LossWeights, loss_terms
-from learner.losses.token_ce import token_ce
+from learner.model.head import TokenScores
 from learner.packing.collate import PackedBatch
 from learner.plan.step_plan import StepTotals
 
@@ -41,9 +41,16 @@ def batch_of(
     )
 
 
+def terms_of(scores: Tensor, batch: PackedBatch, totals: StepTotals, weights: LossWeights) -> LossTerms:
+    """The loss of logits [S, vocabulary]."""
+    labels = scores.gather(1, batch.labels[:, None])[:, 0]
+    read = TokenScores(scores.logsumexp(-1), labels, scores[batch.box_slots][..., COORDINATE_IDS])
+    return loss_terms(read, batch, totals, weights)
+
+
 def one_box(weights: LossWeights, scores: Tensor, totals: StepTotals = StepTotals(2, 1)) -> LossTerms:
     batch = batch_of([NUM_WORDS + bin for bin in BINS], [0.0] * 4, [[0, 1, 2, 3]], [BINS])
-    return loss_terms(scores, batch, totals, weights, COORDINATE_IDS)
+    return terms_of(scores, batch, totals, weights)
 
 
 def certain_of(bins: tuple[int, ...]) -> Tensor:
@@ -52,15 +59,16 @@ def certain_of(bins: tuple[int, ...]) -> Tensor:
     return scores
 
 
-def test_token_ce_is_transformers_cross_entropy() -> None:
-    scores, labels = torch.randn(5, 30), torch.tensor([0, 3, 29, 3, 7])
-    expected = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
-    torch.testing.assert_close(token_ce(scores, scores.logsumexp(-1), labels), expected)
+def test_cross_entropy_is_torchs_own() -> None:
+    scores, labels, weights = torch.randn(5, NUM_WORDS + 1000), torch.tensor([0, 3, 29, 3, 7]), torch.rand(5)
+    expected = torch.nn.functional.cross_entropy(scores, labels, reduction="none") @ weights
+    terms = terms_of(scores, batch_of(labels.tolist(), weights.tolist(), [], []), StepTotals(1, 1), ONLY_CE)
+    torch.testing.assert_close(terms.ce, expected)
 
 
 def test_cross_entropy_is_weighted_and_divided_by_the_samples_of_the_step() -> None:
     batch = batch_of([1, 2, 3], [0.5, 0.25, 0.0], [], [])
-    terms = loss_terms(torch.zeros(3, NUM_WORDS + 1000), batch, StepTotals(10, 1), ONLY_CE, COORDINATE_IDS)
+    terms = terms_of(torch.zeros(3, NUM_WORDS + 1000), batch, StepTotals(10, 1), ONLY_CE)
     assert terms.ce.item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000))
     assert terms.total.item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000) / 10)
     assert (terms.num_samples, terms.num_boxes) == (2, 0)

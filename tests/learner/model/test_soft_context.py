@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.model.forward import embed, encode_images, logits
-from learner.model.soft_context import coordinate_logits, soft_context
+from learner.model.forward import embed, encode_images
+from learner.model.soft_context import soft_context
 from learner.packing.collate import PackedBatch, collate
 
 
@@ -66,12 +66,3 @@ def test_the_vision_tower_runs_once_for_all_passes(workbench: Any, batch: Packed
     workbench.loaded.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
     softened(workbench, batch, 3)
     assert len(calls) == 1
-
-
-def test_a_bare_head_is_cut_to_the_coordinates_and_a_hooked_one_is_called(workbench: Any) -> None:
-    hidden = torch.randn(5, 128)
-    head = workbench.loaded.model.get_output_embeddings()
-    whole = logits(workbench.loaded, hidden)[:, workbench.coordinate_ids]
-    torch.testing.assert_close(coordinate_logits(workbench.loaded, hidden, workbench.coordinate_ids), whole)
-    head.register_forward_hook(lambda module, inputs, output: output * 2)
-    torch.testing.assert_close(coordinate_logits(workbench.loaded, hidden, workbench.coordinate_ids), 2 * whole)
