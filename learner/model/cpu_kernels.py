@@ -4,7 +4,8 @@ Weights and their names stay as they are; so do results, up to rounding. What is
 
 - attention as plain matrix products: the backward pass of the fused kernel is slow on a CPU in bfloat16;
 - vision attention over all images at once when they are of one size: transformers takes them one by one;
-- the patch embedding as a matrix product: its convolution's windows do not overlap.
+- the patch embedding as a matrix product: its convolution's windows do not overlap;
+- deepstack features added at known places: a mask is searched for its places while the host waits for the device.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextModel,
     Qwen3VLVisionAttention,
     Qwen3VLVisionPatchEmbed,
     apply_rotary_pos_emb_vision,
@@ -26,6 +28,7 @@ MATMUL_ATTENTION = "matmul"
 
 def use_fast_kernels(model: Any) -> None:
     """Exchange the kernels of a Qwen3-VL in place."""
+    model.model.language_model.__class__ = IndexedDeepstackModel
     tower = model.model.visual
     tower.patch_embed.__class__ = LinearPatchEmbed
     for block in tower.blocks:
@@ -88,3 +91,13 @@ class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = self.proj.weight
         return functional.linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+class IndexedDeepstackModel(Qwen3VLTextModel):
+    """The decoder, which also takes the places of image placeholders [P] in [batch · tokens] for their mask."""
+
+    def _deepstack_process(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+        if visual_pos_masks.dtype == torch.bool:
+            return super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)
+        added = hidden_states.flatten(0, 1).index_add(0, visual_pos_masks, visual_embeds.to(hidden_states.dtype))
+        return added.view_as(hidden_states)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from learner.model.load import LoadedModel
 from learner.packing.collate import PackedBatch
+from learner.packing.patches import patch_layout
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,18 @@ class ImageFeatures:
 
 def encode_images(loaded: LoadedModel, batch: PackedBatch) -> ImageFeatures:
     """Run the vision tower over all images of a pack."""
+    tower = loaded.model.model.visual
+    patches = batch.patches or patch_layout(tower, batch.image_grid).to(batch.pixel_values.device)
     with loaded.autocast():
-        output = loaded.model.model.visual(batch.pixel_values, grid_thw=batch.image_grid, return_dict=True)
+        output = tower(batch.pixel_values, grid_thw=batch.image_grid, return_dict=True, **patches.arguments())
     return ImageFeatures(output.pooler_output, tuple(output.deepstack_features))
 
 
 def embed(loaded: LoadedModel, batch: PackedBatch, images: ImageFeatures) -> Tensor:
-    """Input embeddings [R, T, hidden], image placeholders filled with their features."""
-    embeds = loaded.model.get_input_embeddings()(batch.input_ids)
-    return embeds.masked_scatter(batch.image_mask[..., None], images.embeds.to(embeds.dtype))
+    """Input embeddings [R, T, hidden] in float32, image placeholders filled with their features."""
+    embeds: Tensor = loaded.model.get_input_embeddings()(batch.input_ids).float()
+    filled = embeds.flatten(0, 1).index_copy(0, batch.image_positions, images.embeds.to(embeds.dtype))
+    return filled.view_as(embeds)
 
 
 def hidden_states(loaded: LoadedModel, batch: PackedBatch, embeds: Tensor, images: ImageFeatures) -> Tensor:
@@ -44,7 +48,7 @@ def hidden_states(loaded: LoadedModel, batch: PackedBatch, embeds: Tensor, image
         output = loaded.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=batch.position_ids,
-            visual_pos_masks=batch.image_mask,
+            visual_pos_masks=batch.image_positions,
             deepstack_visual_embeds=list(images.deepstack),
             use_cache=False,
             **_attention_arguments(loaded, batch, embeds.dtype),

@@ -11,6 +11,7 @@ from torch import Tensor
 from learner.data.sample import TrainingSample
 from learner.detection.targets import Target
 from learner.packing.packer import Pack
+from learner.packing.patches import PatchLayout
 from shared.errors import DataError
 
 Layout = Literal["rows", "flat"]
@@ -35,12 +36,12 @@ class PackedBatch:
     cu_seqlens: Tensor
     """int32 [n + 1]: where targets begin in a flat row, and its end"""
     max_seqlen: int
-    image_mask: Tensor
-    """bool [R, T]: image placeholders"""
+    image_positions: Tensor
+    """int64 [P]: places of the image placeholders in the flattened [R · T], ascending"""
     pixel_values: Tensor
     """float32 [patches of all images, patch_dim]"""
     image_grid: Tensor
-    """int64 [n, 3]: (t, h, w) in patches"""
+    """int64 [n, 3]: (t, h, w) in patches; always on the host, where its values are read"""
     predictor_rows: Tensor
     """int64 [S]: row of the token *before* the supervised one; its output predicts"""
     predictor_columns: Tensor
@@ -53,6 +54,8 @@ class PackedBatch:
     """int64 [b, 4]: the box's coordinates x1, y1, x2, y2 as indices into S"""
     box_bins: Tensor
     """int64 [b, 4]: their true bins"""
+    patches: PatchLayout | None = None
+    """set where the images are laid out ahead of the step, see learner/learn.py"""
 
     @property
     def num_samples(self) -> int:
@@ -63,14 +66,15 @@ class PackedBatch:
         return self.box_slots.shape[0]
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch with its tensors on `device`."""
+        """The same batch with all that a step reads on `device`."""
         if self.input_ids.device == device:
             return self
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in values if isinstance(value, Tensor)
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor) and field.name != "image_grid"
         }
-        return replace(self, **moved)
+        return replace(self, **moved, patches=self.patches and self.patches.to(device))
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def collate(
         position_ids=torch.from_numpy(position_ids),
         cu_seqlens=torch.from_numpy(borders.astype(np.int32)),
         max_seqlen=max(map(len, tokens)),
-        image_mask=input_ids == image_token_id,
+        image_positions=(input_ids == image_token_id).flatten().nonzero()[:, 0],
         pixel_values=_joined([image.pixel_values for image in images]),
         image_grid=torch.tensor([image.grid for image in images]),
         predictor_rows=torch.from_numpy(np.repeat(rows, counts)),

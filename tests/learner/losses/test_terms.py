@@ -29,7 +29,7 @@ def batch_of(
         position_ids=NOTHING,
         cu_seqlens=NOTHING,
         max_seqlen=0,
-        image_mask=NOTHING,
+        image_positions=NOTHING,
         pixel_values=NOTHING,
         image_grid=NOTHING,
         predictor_rows=NOTHING,

@@ -1,0 +1,46 @@
+"""Nothing in a step's forward and backward looks at a value: the host never waits for the device.
+
+On the meta device tensors have no values, so whatever asks for one raises.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from learner.losses.terms import LossWeights
+from learner.objectives.expectation import Expectation
+from learner.objectives.objective import LastPass
+from learner.packing.collate import Layout, collate
+from learner.packing.patches import patch_layout
+
+META = torch.device("meta")
+ALL_TERMS = LossWeights(coord_soft_ce=1, coord_w1=1)
+
+
+@pytest.mark.parametrize("layout", ["rows", "flat"])
+@pytest.mark.parametrize("attn_impl", ["auto", "sdpa", "eager"])
+def test_a_step_reads_no_value(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, attn_impl: str, layout: Layout
+) -> None:
+    bench = workbench_of(attn_impl)
+    samples = [bench.sample(0, 3), bench.sample(1, 0), bench.sample(2, 2, grid=(1, 4, 8))]
+    batch = collate(
+        pack_of(*samples),
+        image_token_id=bench.loaded.image_token_id,
+        pad_token_id=bench.tokenizer.pad_token_id,
+        merge_size=bench.loaded.merge_size,
+        layout=layout,
+    )
+    patches = patch_layout(bench.loaded.model.model.visual, batch.image_grid)
+    batch = replace(batch, patches=patches).to(META)
+    loaded = replace(bench.loaded, model=bench.loaded.model.to(META))
+    objective = Expectation(LastPass(ALL_TERMS, bench.coordinate_ids.to(META)), 3)
+    terms = objective(loaded, batch, step_totals_of(*samples))
+    terms.total.backward()
+    assert terms.sums().device == META
+    assert all(p.grad is not None and p.grad.device == META for p in loaded.model.parameters())
+    with pytest.raises(RuntimeError, match="meta"):
+        terms.total.item()
