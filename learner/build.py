@@ -1,8 +1,7 @@
 """From a validated configuration to a run: reads the data, loads the model and wires the parts."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from learner.parts import (
     packer_for,
     planner_for,
     pool_for,
+    publisher_for,
     sampling_for,
     teacher_for,
 )
@@ -38,12 +38,8 @@ from learner.rollouts.remote import RolloutServer
 from learner.run import Run
 from learner.stages import RolloutSource
 from learner.weight_sync.client import WeightChannel
-from learner.weight_sync.merge import full_weights
-from learner.weight_sync.publisher import WeightPublisher
-from learner.weight_sync.transports import FileTransport
 from shared.config.models import Config
 from shared.errors import ConfigError
-from shared.weights_root import weights_root
 
 NUM_EVAL_PICTURES = 8
 
@@ -96,7 +92,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             check_server(info, server.name, loaded.folder)
         pool = pool_for(config, servers, sampling, infos)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
-        weights = WeightPublisher(channels, FileTransport(weights_root(config)), partial(full_weights, loaded), lane)
+        weights = stack.enter_context(closing(publisher_for(config, channels, loaded, lane)))
         yield Run(
             planner=planner,
             progress=progress,

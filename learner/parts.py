@@ -1,9 +1,12 @@
 """Each part of a run from its own section of the configuration."""
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
+from learner.compute import ComputeLane
 from learner.data.jsonl import RecordSource
 from learner.detection.matching import MatchingConfig
 from learner.detection.targets import TargetWeights
@@ -23,9 +26,16 @@ from learner.rollouts.remote import RolloutServer
 from learner.run import Objectives
 from learner.stages import GroupPacker
 from learner.teacher import Teacher
+from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.merge import full_weights, merged_weights
+from learner.weight_sync.publisher import Snapshots, WeightPublisher
+from learner.weight_sync.transports import TRANSPORTS
 from shared.config.models import Config
 from shared.config.rollout import RolloutMatchingSection
-from shared.wire import RepeatTerminate, Sampling, ServerInfo
+from shared.weights_root import weights_root
+from shared.wire import RepeatTerminate, Sampling, ServerInfo, SyncMode
+
+LOG = logging.getLogger(__name__)
 
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 
@@ -126,3 +136,27 @@ def pool_for(
     if in_flight is not None:
         bounds.append(in_flight)
     return RolloutPool(servers, sampling, per_request or LARGEST_REQUEST, min(bounds, default=None))
+
+
+def sync_mode_for(config: Config) -> SyncMode:
+    """What servers are sent once they hold everything; auto = in adapter runs what training touches."""
+    mode = config.rollout.vllm.sync.mode
+    if mode == "adapter":
+        LOG.warning("vllm.sync.mode: adapter means merged, because servers hold no adapters of their own")
+    merges = mode in ("merged", "adapter") or (mode == "auto" and config.tuner.train_type == "lora")
+    return "merged" if merges else "full"
+
+
+def publisher_for(
+    config: Config, channels: Sequence[WeightChannel], loaded: LoadedModel, lane: ComputeLane
+) -> WeightPublisher:
+    sync = config.rollout.vllm.sync
+    merged = partial(merged_weights, loaded) if sync_mode_for(config) == "merged" else None
+    return WeightPublisher(
+        channels,
+        TRANSPORTS[sync.transport],
+        weights_root(config),
+        Snapshots(partial(full_weights, loaded), merged),
+        lane,
+        fallback_to_full=sync.fallback_to_full,
+    )

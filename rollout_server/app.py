@@ -1,9 +1,12 @@
 """The HTTP application: routes, and which part answers each."""
 
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from typing import Annotated, TypeVar
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from rollout_server.accounting import Activity
 from rollout_server.admission import Admission
@@ -54,7 +57,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
 
 def _mount_info(app: FastAPI, engine: Engine, settings: ServerSettings, weights: WeightService) -> None:
     digest = tokenizer_digest(settings.model)
-    modes = tuple(f"transport:{name}" for name in weights.transports) + ("mode:full",) * bool(weights.transports)
+    updates = (*(f"transport:{name}" for name in weights.transports), *(f"mode:{name}" for name in weights.modes))
 
     @app.get("/info")
     async def info() -> ServerInfo:
@@ -63,7 +66,7 @@ def _mount_info(app: FastAPI, engine: Engine, settings: ServerSettings, weights:
             tokenizer_digest=digest,
             engine=engine.name,
             limits=settings.limits,
-            capabilities=engine.capabilities + modes,
+            capabilities=engine.capabilities + updates,
             policy_version=weights.held,
         )
 
@@ -107,6 +110,10 @@ def _mount_weights(app: FastAPI, engine: Engine, weights: WeightService) -> None
         _check_engine(engine)
         return weights.prepare(manifest)
 
+    @app.put("/weights/chunk")
+    async def chunk(request: Request, offset: Annotated[int, Query(ge=0)]) -> WeightStatus:
+        return await weights.receive(offset, _pieces(request))
+
     @app.post("/weights/commit")
     async def commit(request: Request) -> WeightCommitted:
         return await weights.commit(await _body(request, WeightCommit))
@@ -135,6 +142,10 @@ def _mount_errors(app: FastAPI) -> None:
     async def dead(request: Request, error: EngineFailed) -> Response:
         return refusal_response(Refusal(503, "engine_failed", str(error)))
 
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        return refusal_response(Refusal(400, "bad_request", _problems(error)))
+
     @app.exception_handler(HTTPException)
     @app.exception_handler(404)
     @app.exception_handler(405)
@@ -148,8 +159,20 @@ async def _body(request: Request, model: type[Body]) -> Body:
     try:
         return model.model_validate_json(await request.body())
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()[:8])
-        raise Refusal(400, "bad_request", f"not a {model.__name__}: {problems}") from error
+        raise Refusal(400, "bad_request", f"not a {model.__name__}: {_problems(error)}") from error
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes in. One that is cut is refused, though nobody is left to read that."""
+    try:
+        async for piece in request.stream():
+            yield piece
+    except ClientDisconnect:
+        raise Refusal(400, "bad_request", "the body was cut") from None
+
+
+def _problems(error: ValidationError | RequestValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()[:8])
 
 
 def _check_batch(batch: RolloutBatch) -> None:

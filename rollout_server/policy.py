@@ -4,7 +4,8 @@
        ▲                    │                   │ ├─unfit──▶ serving (old version), or ─postponed─▶ staging
        └───────abort────────┘                   │ └─failed─▶ tainted ──prepare, commit, loaded──▶ serving
 
-A tainted server holds half-written weights: it serves nothing until a full update has been loaded.
+A tainted server holds half-written weights: it serves nothing until a full update has been loaded. A merged update
+is laid over what is held, so it fits only over whole weights of the same incarnation.
 """
 
 from dataclasses import dataclass, replace
@@ -32,14 +33,32 @@ class WeightState:
             return "tainted"
         return "staging" if self.staged else "serving"
 
-    def status(self) -> WeightStatus:
+    def status(self, received_bytes: int = 0) -> WeightStatus:
         staged = self.staged.policy_version if self.staged else None
-        return WeightStatus(phase=self.phase, policy_version=self.held, staged=staged)
+        return WeightStatus(phase=self.phase, policy_version=self.held, staged=staged, received_bytes=received_bytes)
+
+    def obstacle(self, manifest: WeightManifest) -> str | None:
+        """Why `manifest` cannot be laid over what is held, or None."""
+        if manifest.mode == "full":
+            return None
+        if self.tainted:
+            return f"mode {manifest.mode} needs whole weights, and these are tainted; send full"
+        if self.held is None or self.held.incarnation != manifest.policy_version.incarnation:
+            wanted, held = manifest.policy_version.incarnation, self.held or "the checkpoint it was started with"
+            return f"mode {manifest.mode} needs weights of incarnation {wanted}, held is {held}; send full"
+        return None
 
     def prepared(self, manifest: WeightManifest) -> "WeightState":
         """Announce an update; one that was announced before and never committed is forgotten."""
         self._refuse_while_loading("prepare")
         return replace(self, staged=manifest)
+
+    def receiving(self) -> WeightManifest:
+        """What chunks are taken for; raises Refusal when none are."""
+        self._refuse_while_loading("take a chunk")
+        if self.staged is None or self.staged.transport != "http":
+            raise Refusal(409, "not_prepared", "no update by transport http is prepared", policy_version=self.held)
+        return self.staged
 
     def committing(self, version: PolicyVersion) -> "WeightState":
         """Begin to verify and load what was announced as `version`."""

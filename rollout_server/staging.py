@@ -1,31 +1,36 @@
 """Is what is announced, and then delivered, what the model takes? Checks of a weight update, without torch."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
 
 from rollout_server.engines.base import ModelTensors
 from rollout_server.refusal import ManifestRefused
+from shared.digest import file_digest
 from shared.wire import WEIGHTS_FILE, TensorSpec, WeightManifest
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MAX_HEADER_BYTES = 2**26
-_CHUNK_BYTES = 2**22
 
 
 def manifest_mismatches(manifest: WeightManifest, expected: ModelTensors, transports: tuple[str, ...]) -> list[str]:
-    """Every way in which `manifest` does not describe a full update of the model; empty when it does."""
+    """Every way in which `manifest` does not describe an update of the model; empty when it does."""
     found = []
     if manifest.transport not in transports:
         found.append(f"transport {manifest.transport} is not served here, only {', '.join(transports) or 'none'}")
-    if manifest.mode != "full":
-        found.append(f"mode {manifest.mode} is not served here; send full")
     sent = {tensor.name: tensor for tensor in manifest.tensors}
     if len(sent) != len(manifest.tensors):
         found.append("a tensor is listed twice")
-    found += [f"{name} is missing" for name in expected.shapes if name not in sent]
+    if manifest.mode == "full":
+        found += [f"{name} is missing" for name in expected.shapes if name not in sent]
+    else:
+        found += [
+            f"{name} is missing, the model keeps it fused with {', '.join(sorted(group & sent.keys()))}"
+            for group in expected.fused
+            if not group.isdisjoint(sent)
+            for name in sorted(group - sent.keys())
+        ]
     for name, tensor in sent.items():
         shape = expected.shapes.get(expected.tied.get(name, name))
         if shape is None:
@@ -37,8 +42,8 @@ def manifest_mismatches(manifest: WeightManifest, expected: ModelTensors, transp
     return found
 
 
-def staged_file(manifest: WeightManifest, weights_root: Path) -> Path:
-    """Where the update lies; raises ManifestRefused for a folder that is not under `weights_root`."""
+def shared_file(manifest: WeightManifest, weights_root: Path) -> Path:
+    """Where an update by transport file lies; raises ManifestRefused for a folder that is not under `weights_root`."""
     file = (weights_root / (manifest.folder or "") / WEIGHTS_FILE).resolve()
     if not manifest.folder or not file.is_relative_to(weights_root.resolve()):
         raise ManifestRefused((f"folder {manifest.folder!r} is not under the server's weights root {weights_root}",))
@@ -52,18 +57,10 @@ def file_mismatches(file: Path, manifest: WeightManifest) -> list[str]:
     size = file.stat().st_size
     if size != manifest.num_bytes:
         return [f"{file} has {size} bytes, announced are {manifest.num_bytes}"]
-    digest = _sha256(file)
+    digest = file_digest(file)
     if digest != manifest.digest:
         return [f"{file} has digest {digest}, announced is {manifest.digest}"]
     return _header_mismatches(file, manifest.tensors)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _header_mismatches(file: Path, announced: tuple[TensorSpec, ...]) -> list[str]:

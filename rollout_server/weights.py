@@ -1,6 +1,7 @@
 """The weight transaction: announce, deliver, verify, load; the old version serves until the load begins."""
 
 import time
+from collections.abc import AsyncIterable
 from pathlib import Path
 
 import anyio
@@ -8,13 +9,16 @@ import anyio
 from rollout_server.admission import Admission
 from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine
+from rollout_server.incoming import IncomingFile
 from rollout_server.policy import WeightState
 from rollout_server.refusal import ManifestRefused, Refusal
-from rollout_server.staging import file_mismatches, manifest_mismatches, staged_file
+from rollout_server.staging import file_mismatches, manifest_mismatches, shared_file
 from shared.wire import (
     WIRE_VERSION,
     ComponentHealth,
     PolicyVersion,
+    SyncMode,
+    Transport,
     WeightCommit,
     WeightCommitted,
     WeightManifest,
@@ -24,7 +28,7 @@ from shared.wire import (
 
 
 class WeightService:
-    """The weights of one engine. `weights_root` None takes no files."""
+    """The weights of one engine. `weights_root` holds what is staged; None takes no updates."""
 
     def __init__(self, engine: Engine, admission: Admission, weights_root: Path | None, drain_timeout_s: float) -> None:
         self._engine = engine
@@ -32,14 +36,16 @@ class WeightService:
         self._weights_root = weights_root
         self._drain_timeout_s = drain_timeout_s
         self._state = WeightState()
-        self.transports = ("file",) if weights_root else ()
+        self._incoming: IncomingFile | None = None
+        self.transports: tuple[Transport, ...] = ("file", "http") if weights_root else ()
+        self.modes: tuple[SyncMode, ...] = ("full", "merged") if weights_root else ()
 
     @property
     def held(self) -> PolicyVersion | None:
         return self._state.held
 
     def status(self) -> WeightStatus:
-        return self._state.status()
+        return self._state.status(self._incoming.received_bytes if self._incoming else 0)
 
     def check_servable(self, wanted: PolicyVersion | None) -> None:
         """Raise Refusal when the weights are broken or are not those of `wanted` (None = any)."""
@@ -67,14 +73,28 @@ class WeightService:
             raise ManifestRefused((f"wire version {manifest.wire_version}, this server speaks {WIRE_VERSION}",))
         state = self._state.prepared(manifest)
         mismatches = manifest_mismatches(manifest, self._engine.tensors(), self.transports)
+        if obstacle := self._state.obstacle(manifest):
+            mismatches.insert(0, obstacle)
         if mismatches:
             raise ManifestRefused(tuple(mismatches))
+        self._discard_incoming()
+        if manifest.transport == "http":
+            assert self._weights_root is not None
+            self._incoming = IncomingFile(self._weights_root, manifest.num_bytes)
         self._state = state
         return WeightPrepared(policy_version=manifest.policy_version)
+
+    async def receive(self, offset: int, pieces: AsyncIterable[bytes]) -> WeightStatus:
+        """Take a chunk of the announced update; raises Refusal when it cannot be part of it."""
+        self._state.receiving()
+        assert self._incoming is not None
+        await self._incoming.append(offset, pieces)
+        return self.status()
 
     def abort(self) -> WeightStatus:
         """Forget an announced update."""
         self._state = self._state.aborted()
+        self._discard_incoming()
         return self.status()
 
     async def commit(self, update: WeightCommit) -> WeightCommitted:
@@ -99,10 +119,9 @@ class WeightService:
         """The delivered file, once the door is shut; until then any way out but success leaves the old weights."""
         manifest = self._state.staged
         assert manifest is not None
-        assert self._weights_root is not None
         state = self._state.unfit()
         try:
-            file = staged_file(manifest, self._weights_root)
+            file = self._delivered(manifest)
             mismatches = await anyio.to_thread.run_sync(file_mismatches, file, manifest)
             if mismatches:
                 raise ManifestRefused(tuple(mismatches))
@@ -111,7 +130,7 @@ class WeightService:
             state = self._state
             return file
         finally:
-            self._state = state
+            self._settle(state)
 
     async def _load(self, file: Path) -> float:
         """Load with the door shut; returns when loading was done. Any way out but success taints."""
@@ -123,5 +142,22 @@ class WeightService:
             state = self._state.loaded()
             return loaded
         finally:
-            self._state = state
+            self._settle(state)
             self._admission.reopen()
+
+    def _delivered(self, manifest: WeightManifest) -> Path:
+        if self._incoming is not None:
+            return self._incoming.path
+        assert self._weights_root is not None
+        return shared_file(manifest, self._weights_root)
+
+    def _settle(self, state: WeightState) -> None:
+        """Go on in `state`, and keep what has arrived only as long as it can still be committed."""
+        self._state = state
+        if state.staged is None:
+            self._discard_incoming()
+
+    def _discard_incoming(self) -> None:
+        if self._incoming is not None:
+            self._incoming.discard()
+            self._incoming = None

@@ -1,14 +1,15 @@
 """Every body that crosses HTTP between the learner and a rollout server (JSON, strict, frozen).
 
 A batch of rollouts is asked for with `RolloutBatch` and answered by a stream of `StreamLine`s, one JSON object a line
-(see shared/framing.py). Weights travel as a transaction: `WeightManifest` (prepare), the data, `WeightCommit`.
+(see shared/framing.py). Weights travel as a transaction: `WeightManifest` (prepare), the data (a file that both sides
+see, or the raw bodies of `PUT /weights/chunk?offset=`), `WeightCommit`.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Raised by every change that an older peer cannot read."""
 
 
@@ -174,6 +175,8 @@ WEIGHTS_FILE = "weights.safetensors"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 SyncMode = Literal["full", "merged"]
+"""full: every tensor of the model. merged: some, over whole weights of the same incarnation."""
+
 Transport = Literal["file", "http"]
 
 
@@ -195,7 +198,7 @@ class WeightManifest(WireModel):
     transport: Transport
     tensors: tuple[TensorSpec, ...] = Field(min_length=1)
     num_bytes: int = Field(ge=0, description="size of the safetensors data")
-    digest: str = Field(description="sha256 of the safetensors data, hexadecimal")
+    digest: str = Field(description="of the safetensors data, see shared/digest.py")
     folder: str | None = Field(default=None, description="file transport: folder under the server's --weights-root")
 
 
@@ -230,11 +233,12 @@ WeightPhase = Literal["serving", "staging", "loading", "tainted"]
 
 
 class WeightStatus(WireModel):
-    """Answer to `GET /weights`, and to an abort."""
+    """Answer to `GET /weights`, to a chunk and to an abort."""
 
     phase: WeightPhase
     policy_version: PolicyVersion | None = Field(description="None = the checkpoint the server was started with")
     staged: PolicyVersion | None = None
+    received_bytes: int = Field(default=0, description="http transport: the offset at which the next chunk goes on")
 
 
 # --- service ----------------------------------------------------------------------------------------------------------

@@ -6,9 +6,15 @@ from learner.rollouts.remote import refusal
 from shared.errors import WeightSyncFailed
 from shared.wire import WeightCommit, WeightCommitted, WeightManifest, WeightRefused, WeightStatus
 
+JSON = "application/json"
+BYTES = "application/octet-stream"
+
 
 class WeightChannel:
-    """HTTP client of one server's weight transaction. A commit may take `timeout_s`."""
+    """HTTP client of one server's weight transaction. A call may take `timeout_s`.
+
+    Every call raises WeightSyncFailed when the server cannot be reached, refuses, or fails.
+    """
 
     def __init__(self, client: httpx.AsyncClient, timeout_s: float) -> None:
         self._client = client
@@ -16,22 +22,32 @@ class WeightChannel:
         self.name = str(client.base_url)
 
     async def status(self) -> WeightStatus:
+        """What the server holds and what it waits for."""
         return WeightStatus.model_validate_json(await self._call("GET", "/weights"))
 
     async def prepare(self, manifest: WeightManifest) -> None:
-        """Announce an update; raises WeightSyncFailed with every mismatch that the server found."""
+        """Announce an update; a refusal has every mismatch that the server found."""
         await self._call("POST", "/weights/prepare", manifest.model_dump_json())
 
+    async def send_chunk(self, offset: int, chunk: bytes) -> int:
+        """Send a part of what was prepared; returns the offset at which the next one goes on."""
+        content = await self._call("PUT", f"/weights/chunk?offset={offset}", chunk, BYTES)
+        return WeightStatus.model_validate_json(content).received_bytes
+
     async def commit(self, update: WeightCommit) -> WeightCommitted:
-        """Load what was prepared; raises WeightSyncFailed when the server refuses or fails."""
+        """Load what was prepared and sent."""
         return WeightCommitted.model_validate_json(
             await self._call("POST", "/weights/commit", update.model_dump_json())
         )
 
-    async def _call(self, method: str, path: str, body: str | None = None) -> bytes:
+    async def abort(self, update: WeightCommit) -> None:
+        """Let the server forget what was prepared and sent."""
+        await self._call("POST", "/weights/abort", update.model_dump_json())
+
+    async def _call(self, method: str, path: str, body: str | bytes | None = None, kind: str = JSON) -> bytes:
         try:
             response = await self._client.request(
-                method, path, content=body, headers={"content-type": "application/json"}, timeout=self._timeout_s
+                method, path, content=body, headers={"content-type": kind}, timeout=self._timeout_s
             )
         except httpx.TransportError as error:
             raise WeightSyncFailed(f"{self.name}{path} failed: {error!r}") from error

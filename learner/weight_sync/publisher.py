@@ -1,75 +1,211 @@
 """Publishing the learner's weights to every server before a B step whose weights are stale."""
 
+import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
+import anyio
 import torch
 
 from learner.weight_sync.client import WeightChannel
-from learner.weight_sync.transports import FileTransport
+from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update
+from shared.errors import WeightSyncFailed
 from shared.streams import task_group
-from shared.wire import PolicyVersion, WeightCommit, WeightManifest
+from shared.wire import PolicyVersion, SyncMode, WeightCommit
+
+LOG = logging.getLogger(__name__)
 
 Snapshot = Callable[[], Mapping[str, torch.Tensor]]
-Body = TypeVar("Body", WeightManifest, WeightCommit)
+Failures = dict[str, WeightSyncFailed]
+
+_REPLACED_BY: Mapping[SyncMode, frozenset[SyncMode]] = {
+    "full": frozenset(("full", "merged")),
+    "merged": frozenset(("merged",)),
+}
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """How to look at the learner's weights under their Hugging Face names; see merge.py.
+
+    `merged` None = everything is sent each time.
+    """
+
+    full: Snapshot
+    merged: Snapshot | None = None
 
 
 @dataclass(frozen=True)
 class Published:
-    """The version that every server holds now, and the seconds it took to get there."""
+    """The version that servers hold now, the seconds it took to get there, and the bytes sent to all of them.
+
+    `left_out` names the servers that could not take it.
+    """
 
     version: PolicyVersion
-    seconds: float
+    seconds: float = 0.0
+    sent_bytes: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 class WeightPublisher:
     """Keeps the servers at the learner's policy version.
 
-    `snapshot` returns the weights under their Hugging Face names; it and the writing run on `compute`, the lane that
-    owns the model. The incarnation is a random word per learner process, so that a server that served another learner
-    is always sent everything first.
+    A server is sent everything unless it holds whole weights of this learner. The incarnation is a random word per
+    learner process, so that a server that served another one is always sent everything first. Snapshots and their
+    writing run on `compute`, the lane that owns the model. The newest full file under `root` and the newest merged one
+    are kept until the next, so that a server that comes back can be brought up at any time, whatever the learner's own
+    weights have become; they take as much room as the weights.
     """
 
     def __init__(
         self,
         channels: Sequence[WeightChannel],
-        transport: FileTransport,
-        snapshot: Snapshot,
-        compute: Callable[..., Awaitable[WeightManifest]],
+        transport: WeightTransport,
+        root: Path,
+        snapshots: Snapshots,
+        compute: Callable[..., Awaitable[WeightUpdate]],
+        *,
+        fallback_to_full: bool = True,
     ) -> None:
-        self._channels = tuple(channels)
+        self._channels = {channel.name: channel for channel in channels}
         self._transport = transport
-        self._snapshot = snapshot
+        self._root = root
+        self._snapshots = snapshots
         self._compute = compute
+        self._fallback_to_full = fallback_to_full
         self._incarnation = uuid4().hex[:12]
-        self._held: PolicyVersion | None = None
+        self._published: Published | None = None
+        self._kept: dict[SyncMode, WeightUpdate] = {}
+        self._turn = anyio.Lock()
 
     async def publish_if_stale(self, step: int) -> Published:
-        """Bring every server to the weights of `step`; at once when none is stale.
+        """Bring the servers to the weights of `step`; at once when they were published before.
 
-        Every server has agreed before the first one loads. Raises WeightSyncFailed when one refuses or cannot load; it
-        then serves its old version or is not ready.
+        A server that cannot take them is left out; it then serves its old version or is not ready. Raises
+        WeightSyncFailed when no server is left.
         """
         version = PolicyVersion(incarnation=self._incarnation, step=step)
-        if version == self._held:
-            return Published(version, 0.0)
+        async with self._turn:
+            if self._published is not None and self._published.version == version:
+                return Published(version, left_out=self._published.left_out)
+            self._published = await self._publish(version)
+            return self._published
+
+    async def resend(self, server: str) -> PolicyVersion:
+        """Bring the one server of this name to the version that was published last, and return it.
+
+        May be called while a step runs: what is sent was written at the publish. Raises WeightSyncFailed.
+        """
+        async with self._turn:
+            if self._published is None:
+                raise WeightSyncFailed(f"{server} cannot be brought up: nothing has been published yet")
+            for update in self._kept.values():
+                await self._bring(update, self._channels[server])
+            return self._published.version
+
+    def close(self) -> None:
+        """Remove what was kept."""
+        for update in self._kept.values():
+            update.drop()
+        self._kept = {}
+
+    async def _publish(self, version: PolicyVersion) -> Published:
         started = time.monotonic()
-        manifest = await self._compute(self._write, version)
+        merging, failures = await self._able_to_merge() if self._snapshots.merged else ([], {})
+        whole = [channel for name, channel in self._channels.items() if channel not in merging and name not in failures]
+        merged = await self._send("merged", version, merging)
+        if merged.failures and self._fallback_to_full:
+            LOG.warning("step %d: %s; sending everything", version.step, told(merged.failures))
+            whole += [self._channels[name] for name in merged.failures]
+        else:
+            failures |= merged.failures
+        full = await self._send("full", version, whole)
+        failures |= full.failures
+        if failures and len(failures) == len(self._channels):
+            raise as_one(failures)
+        if failures:
+            LOG.warning("step %d: %s; left out of it", version.step, told(failures))
+        seconds = time.monotonic() - started
+        return Published(version, seconds, merged.num_bytes + full.num_bytes, tuple(failures))
+
+    async def _able_to_merge(self) -> tuple[list[WeightChannel], Failures]:
+        """The servers that hold whole weights of this learner, and those that say nothing."""
+        able: list[WeightChannel] = []
+
+        async def ask(channel: WeightChannel) -> None:
+            held = (await channel.status()).policy_version
+            if held is not None and held.incarnation == self._incarnation:
+                able.append(channel)
+
+        return able, await on_each(self._channels.values(), ask)
+
+    async def _send(self, mode: SyncMode, version: PolicyVersion, channels: Sequence[WeightChannel]) -> "_Sent":
+        """Write an update and bring it to `channels`."""
+        if not channels:
+            return _Sent()
+        # A merged file lies over the full one. What is replaced goes first, so that two never fill the memory.
+        for stale in _REPLACED_BY[mode] & self._kept.keys():
+            self._kept.pop(stale).drop()
+        update = self._kept[mode] = await self._compute(self._write, mode, version)
+        failures = await on_each(channels, partial(self._bring, update))
+        return _Sent(failures, len(channels) * update.manifest.num_bytes)
+
+    def _write(self, mode: SyncMode, version: PolicyVersion) -> WeightUpdate:
+        snapshot = self._snapshots.full if mode == "full" else self._snapshots.merged
+        assert snapshot is not None
+        return write_update(self._root, snapshot(), version, mode, self._transport.name)
+
+    async def _bring(self, update: WeightUpdate, channel: WeightChannel) -> None:
+        """The whole transaction with one server. One that fails is taken back, so that nothing of it is kept there."""
+        commit = WeightCommit(policy_version=update.manifest.policy_version)
+        await channel.prepare(update.manifest)
         try:
-            await self._on_each(WeightChannel.prepare, manifest)
-            await self._on_each(WeightChannel.commit, WeightCommit(policy_version=version))
-        finally:
-            self._transport.drop(manifest)
-        self._held = version
-        return Published(version, time.monotonic() - started)
+            await self._transport.deliver(update, channel)
+            await channel.commit(commit)
+        except WeightSyncFailed:
+            with suppress(WeightSyncFailed):
+                await channel.abort(commit)
+            raise
 
-    async def _on_each(self, send: Callable[[WeightChannel, Body], Coroutine[Any, Any, object]], body: Body) -> None:
-        async with task_group() as tasks:
-            for channel in self._channels:
-                tasks.start_soon(send, channel, body)
 
-    def _write(self, version: PolicyVersion) -> WeightManifest:
-        return self._transport.write(self._snapshot(), version, "full")
+@dataclass(frozen=True)
+class _Sent:
+    """What became of one update: the servers that did not take it, and the bytes sent to all."""
+
+    failures: Failures = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+async def on_each(channels: Iterable[WeightChannel], act: Callable[[WeightChannel], Awaitable[None]]) -> Failures:
+    """Do `act` with all channels side by side; returns, by name, why it failed with some."""
+    failures: Failures = {}
+
+    async def attempt(channel: WeightChannel) -> None:
+        try:
+            await act(channel)
+        except WeightSyncFailed as error:
+            failures[channel.name] = error
+
+    async with task_group() as tasks:
+        for channel in channels:
+            tasks.start_soon(attempt, channel)
+    return failures
+
+
+def told(failures: Failures) -> str:
+    """All reasons as one line."""
+    return "; ".join(map(str, failures.values()))
+
+
+def as_one(failures: Failures) -> WeightSyncFailed:
+    """The first failure, bearing the others as notes."""
+    first, *others = failures.values()
+    for other in others:
+        first.add_note(str(other))
+    return first

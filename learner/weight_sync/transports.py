@@ -1,15 +1,23 @@
-"""How weights reach the servers. `file`: a safetensors file in a versioned folder that both sides can read."""
+"""How weights reach the servers: written once, then fetched by each server (`file`) or sent to each (`http`)."""
 
-import hashlib
-import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import anyio
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, WeightManifest
+from learner.weight_sync.client import WeightChannel
+from shared.digest import file_digest
+from shared.errors import WeightSyncFailed
+from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
+
+CHUNK_BYTES = 2**23
+CHUNK_ATTEMPTS = 3
 
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -18,35 +26,95 @@ _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
 }
 
 
+@dataclass(frozen=True)
+class WeightUpdate:
+    """Weights in a file of the learner's, and what is announced of them."""
+
+    manifest: WeightManifest
+    file: Path
+
+    def drop(self) -> None:
+        """Remove the file."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+class WeightTransport(Protocol):
+    """One way for an update to reach a server."""
+
+    @property
+    def name(self) -> Transport: ...
+
+    async def deliver(self, update: WeightUpdate, channel: WeightChannel) -> None:
+        """Bring the data of a prepared update to the server; raises WeightSyncFailed."""
+
+
 class FileTransport:
-    """Writes each version to its own folder under `root` and keeps the newest only."""
+    """The server reads the learner's file: both see the same folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    name: Transport = "file"
 
-    def write(self, tensors: Mapping[str, torch.Tensor], version: PolicyVersion, mode: SyncMode) -> WeightManifest:
-        """Write `tensors` whole, then make the folder visible by a rename; returns what to announce."""
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        folder = self.root / f"{version.incarnation}-{version.step}"
-        staging = folder.with_suffix(".partial")
-        for stale in (staging, folder):
-            shutil.rmtree(stale, ignore_errors=True)
-        staging.mkdir(parents=True)
-        (staging / WEIGHTS_FILE).write_bytes(data)
-        os.rename(staging, folder)
-        return WeightManifest(
-            policy_version=version,
-            mode=mode,
-            transport="file",
-            tensors=tuple(tensor_spec(name, tensor) for name, tensor in tensors.items()),
-            num_bytes=len(data),
-            digest=hashlib.sha256(data).hexdigest(),
-            folder=folder.name,
-        )
+    async def deliver(self, update: WeightUpdate, channel: WeightChannel) -> None:
+        """Nothing is left to do."""
 
-    def drop(self, manifest: WeightManifest) -> None:
-        """Remove a version that every server has loaded."""
-        shutil.rmtree(self.root / str(manifest.folder), ignore_errors=True)
+
+class HttpTransport:
+    """The file is sent in chunks. One that was cut is sent again from where the server says that it stands."""
+
+    name: Transport = "http"
+
+    def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._chunk_bytes = chunk_bytes
+
+    async def deliver(self, update: WeightUpdate, channel: WeightChannel) -> None:
+        offset = failures = 0
+        async with await anyio.open_file(update.file, "rb") as file:
+            while offset < update.manifest.num_bytes:
+                await file.seek(offset)
+                chunk = await file.read(self._chunk_bytes)
+                try:
+                    offset, failures = await channel.send_chunk(offset, chunk), 0
+                except WeightSyncFailed:
+                    failures += 1
+                    status = await channel.status()
+                    if failures == CHUNK_ATTEMPTS or status.staged != update.manifest.policy_version:
+                        raise
+                    offset = status.received_bytes
+
+
+TRANSPORTS: Mapping[Transport, WeightTransport] = {"file": FileTransport(), "http": HttpTransport()}
+
+
+def write_update(
+    root: Path, tensors: Mapping[str, torch.Tensor], version: PolicyVersion, mode: SyncMode, transport: Transport
+) -> WeightUpdate:
+    """Write `tensors` into a folder of their own under `root`.
+
+    They go from where they are into the file, without a copy of all in between. Raises WeightSyncFailed when the file
+    cannot be written; nothing of it is left then.
+    """
+    folder = root / f"{version.incarnation}-{version.step}-{mode}"
+    file = folder / WEIGHTS_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        num_bytes, digest = file.stat().st_size, file_digest(file)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise WeightSyncFailed(
+            f"writing {needed} bytes of weights into {root} failed: {error}; free some space there, or set "
+            "custom.extra.rollout_matching.vllm.sync.weights_root to a folder with more"
+        ) from error
+    manifest = WeightManifest(
+        policy_version=version,
+        mode=mode,
+        transport=transport,
+        tensors=tuple(tensor_spec(name, tensor) for name, tensor in tensors.items()),
+        num_bytes=num_bytes,
+        digest=digest,
+        folder=folder.name if transport == "file" else None,
+    )
+    return WeightUpdate(manifest, file)
 
 
 def tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
@@ -55,5 +123,5 @@ def tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
         name=name,
         shape=tuple(tensor.shape),
         dtype=_DTYPE_NAMES[tensor.dtype],
-        num_bytes=tensor.numel() * tensor.element_size(),
+        num_bytes=tensor.nbytes,
     )

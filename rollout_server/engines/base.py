@@ -63,10 +63,15 @@ class SampleRejected(BoxloopError):
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """What a full update holds: shapes by checkpoint name; `tied` maps a name to the one it shares its values with."""
+    """What a full update holds: shapes by checkpoint name.
+
+    `tied` maps a name to the one it shares its values with. Each of `fused` are names that the engine keeps as one
+    tensor: an update holds all of them or none.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str] = field(default_factory=dict)
+    fused: tuple[frozenset[str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ class Engine(Protocol):
     async def load_weights(self, file: Path) -> None:
         """Replace the weights by those of a safetensors file whose names and shapes were checked.
 
-        Called only while nothing is being decoded. Raises WeightSyncFailed; the weights are then to be thought broken.
+        Weights that the file does not name stay as they are. Called only while nothing is being decoded. Whatever it
+        raises, such as WeightSyncFailed, leaves weights that are to be thought broken.
         """
 
     def canary(self) -> EngineRequest:

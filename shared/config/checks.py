@@ -163,16 +163,6 @@ NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         "vllm is not built yet; use hf",
     ),
     (
-        f"{ROLLOUT}.vllm.sync.transport",
-        lambda c: c.rollout.vllm.sync.transport == "http",
-        "http is not built yet; use file",
-    ),
-    (
-        f"{ROLLOUT}.vllm.sync.mode",
-        lambda c: c.rollout.vllm.sync.mode in ("merged", "adapter"),
-        "only whole weights are sent yet; use auto or full",
-    ),
-    (
         "training.report_to",
         lambda c: c.training.report_to not in ((), FREE_TRACKER),
         "trackers are not built yet; use none and read logging.jsonl",

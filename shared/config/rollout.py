@@ -22,10 +22,14 @@ class RepeatTerminateSection(Section):
 class SyncSection(Section):
     """How weights reach the servers."""
 
-    mode: Literal["auto", "full", "merged", "adapter"] = Field(default="auto", description="what is sent")
-    fallback_to_full: bool = Field(default=True, description="send everything after a failed partial update")
+    mode: Literal["auto", "full", "merged", "adapter"] = Field(
+        default="auto", description="what is sent after a first full update; auto = merged in adapter runs, else full"
+    )
+    fallback_to_full: bool = Field(default=True, description="send everything after a merged update that failed")
     transport: Literal["file", "http"] = Field(default="file", description="file needs a folder both processes see")
-    weights_root: Path | None = Field(default=None, description="folder of the file transport; null = in shared memory")
+    weights_root: Path | None = Field(
+        default=None, description="folder that weights pass through, as large as they are; null = in shared memory"
+    )
 
 
 class ServerAddress(Section):

@@ -11,7 +11,7 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
-from learner.parts import matching_for, packer_for, planner_for, pool_for, sampling_for, teacher_for
+from learner.parts import matching_for, packer_for, planner_for, pool_for, sampling_for, sync_mode_for, teacher_for
 from learner.plan.schedule import Channel
 from learner.rollouts.remote import RolloutServer
 from shared.config.models import Config
@@ -21,6 +21,7 @@ ConfigOf = Callable[..., Config]
 MICRO = "custom.extra.stage2_ab.channel_b.mode=micro"
 STAGE1 = "custom.trainer_variant=stage1_sft"
 ROLLOUT = "custom.extra.rollout_matching"
+SYNC_MODE = f"{ROLLOUT}.vllm.sync.mode"
 
 
 @pytest.fixture
@@ -131,3 +132,20 @@ async def test_no_server_is_asked_for_more_than_it_takes(
             server = RolloutServer(client, 5.0)
             pool = pool_for(config, [server], sampling_for(config.rollout, vocabulary), [await server.info()])
     assert pool.in_flight_per_server == most
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode"),
+    [
+        ([], "full"),
+        (["tuner.train_type=lora"], "merged"),
+        (["tuner.train_type=lora", f"{SYNC_MODE}=full"], "full"),
+        ([f"{SYNC_MODE}=merged"], "merged"),
+        (["tuner.train_type=lora", f"{SYNC_MODE}=adapter"], "merged"),
+    ],
+)
+def test_adapter_runs_send_what_they_touch_unless_told_otherwise(
+    config_of: ConfigOf, overrides: list[str], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sync_mode_for(config_of(*overrides)) == mode
+    assert ("adapter means merged" in caplog.text) == (f"{SYNC_MODE}=adapter" in overrides)

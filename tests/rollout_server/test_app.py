@@ -90,7 +90,7 @@ async def test_until_the_engine_is_up_probes_answer_and_work_is_refused(scripted
     assert ErrorBody.model_validate_json(refused.content).retryable
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/weights/chunk", 404)])
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/weights", 405)])
 async def test_what_is_not_served_is_an_error_body_too(scripted, serving, method: str, path: str, status: int) -> None:
     with serving(scripted()) as server:
         async with server.client() as client:

@@ -4,15 +4,15 @@ import pytest
 
 from rollout_server.policy import WeightState
 from rollout_server.refusal import Refusal
-from shared.wire import PolicyVersion, TensorSpec, WeightManifest
+from shared.wire import PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
 
 OLD, NEW = PolicyVersion(incarnation="ab", step=1), PolicyVersion(incarnation="ab", step=2)
 
 
-def manifest(version: PolicyVersion) -> WeightManifest:
+def manifest(version: PolicyVersion, mode: SyncMode = "full", transport: Transport = "file") -> WeightManifest:
     tensor = TensorSpec(name="w", shape=(1,), dtype="float32", num_bytes=4)
     return WeightManifest(
-        policy_version=version, mode="full", transport="file", tensors=(tensor,), num_bytes=4, digest="00", folder="v"
+        policy_version=version, mode=mode, transport=transport, tensors=(tensor,), num_bytes=4, digest="00", folder="v"
     )
 
 
@@ -83,3 +83,28 @@ def test_only_what_was_prepared_can_be_committed() -> None:
         STATES["staging"].committing(OLD)
     assert caught.value.status == 409
     assert caught.value.body.policy_version == OLD
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (WeightState(held=OLD), None),
+        (WeightState(), "needs weights of incarnation ab, held is the checkpoint"),
+        (WeightState(held=PolicyVersion(incarnation="xy", step=1)), "needs weights of incarnation ab, held is xy@1"),
+        (WeightState(tainted=True), "tainted"),
+    ],
+    ids=["same learner", "checkpoint", "another learner", "tainted"],
+)
+def test_a_merged_update_needs_whole_weights_of_its_learner(state: WeightState, reason: str | None) -> None:
+    obstacle = state.obstacle(manifest(NEW, mode="merged"))
+    assert obstacle is None if reason is None else reason in str(obstacle)
+    assert state.obstacle(manifest(NEW)) is None
+
+
+def test_chunks_are_taken_for_a_prepared_update_by_http_alone() -> None:
+    wanted = manifest(NEW, transport="http")
+    assert WeightState(staged=wanted).receiving() == wanted
+    for state in (WeightState(), STATES["staging"], WeightState(staged=wanted, loading=True)):
+        with pytest.raises(Refusal) as caught:
+            state.receiving()
+        assert caught.value.status == 409

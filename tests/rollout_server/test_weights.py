@@ -1,13 +1,13 @@
 """The weight transaction over HTTP: with the scripted engine where only its order matters."""
 
 import asyncio
-import hashlib
 from pathlib import Path
 
 import httpx
 import pytest
 from safetensors.numpy import load_file, save
 
+from shared.digest import file_digest
 from shared.framing import decode_lines
 from shared.wire import (
     WEIGHTS_FILE,
@@ -26,25 +26,25 @@ def version(step: int) -> PolicyVersion:
     return PolicyVersion(incarnation="ab", step=step)
 
 
-def deliver(checkpoint: Path, root: Path, step: int) -> WeightManifest:
+def deliver(checkpoint: Path, root: Path, step: int, **fields: object) -> WeightManifest:
     """Write the checkpoint's own weights as version `step`."""
     tensors = load_file(checkpoint / "model.safetensors")
-    data = save(tensors)
-    folder = root / f"v{step}"
-    folder.mkdir()
-    (folder / WEIGHTS_FILE).write_bytes(data)
-    return WeightManifest(
-        policy_version=version(step),
-        mode="full",
-        transport="file",
-        tensors=tuple(
+    file = root / f"v{step}" / WEIGHTS_FILE
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(save(tensors))
+    plain = {
+        "policy_version": version(step),
+        "mode": "full",
+        "transport": "file",
+        "tensors": tuple(
             TensorSpec(name=name, shape=array.shape, dtype="float32", num_bytes=array.nbytes)
             for name, array in tensors.items()
         ),
-        num_bytes=len(data),
-        digest=hashlib.sha256(data).hexdigest(),
-        folder=folder.name,
-    )
+        "num_bytes": file.stat().st_size,
+        "digest": file_digest(file),
+        "folder": file.parent.name,
+    }
+    return WeightManifest(**(plain | fields))
 
 
 async def post(client: httpx.AsyncClient, what: str, body: WeightManifest | WeightCommit) -> httpx.Response:
@@ -90,15 +90,15 @@ async def test_a_manifest_that_does_not_fit_is_refused_with_every_mismatch(
 ) -> None:
     manifest = deliver(checkpoint, tmp_path, 3)
     first, second, *rest = manifest.tensors
-    wrong = manifest.model_copy(update={"tensors": (first.model_copy(update={"shape": (1,)}), *rest), "mode": "merged"})
+    wrong = manifest.model_copy(update={"tensors": (first.model_copy(update={"shape": (1,)}), *rest)})
     with serving(scripted(weights_root=tmp_path)) as server:
         async with server.client() as client:
             reply = await post(client, "prepare", wrong)
             assert (await status(client)).phase == "serving"
     mismatches = WeightRefused.model_validate_json(reply.content).mismatches
     assert reply.status_code == 422
-    assert len(mismatches) == 3
-    assert [name for name in ("merged", second.name, first.name) if any(name in text for text in mismatches)]
+    assert [name for name in (second.name, first.name) if any(name in text for text in mismatches)]
+    assert len(mismatches) == 2
 
 
 async def test_data_that_was_damaged_on_the_way_leaves_the_old_version_serving(
@@ -175,3 +175,117 @@ async def test_batches_that_do_not_end_postpone_the_commit(scripted, serving, pr
                 await client.delete("/rollouts/b")
                 await response.aread()
             assert (await post(client, "commit", WeightCommit(policy_version=version(1)))).status_code == 200
+
+
+async def put(client: httpx.AsyncClient, offset: int, chunk: object) -> httpx.Response:
+    return await client.put(f"/weights/chunk?offset={offset}", content=chunk)
+
+
+def incoming(root: Path) -> list[Path]:
+    return list(root.glob("incoming-*"))
+
+
+@pytest.fixture
+def sent(checkpoint, tmp_path) -> tuple[WeightManifest, bytes, Path]:
+    """An update by http, its data, and the root of the server that it goes to."""
+    manifest = deliver(checkpoint, tmp_path, 1, transport="http", folder=None)
+    root = tmp_path / "root"
+    root.mkdir()
+    return manifest, (tmp_path / "v1" / WEIGHTS_FILE).read_bytes(), root
+
+
+async def test_chunks_are_put_together_and_committed(scripted, serving, sent) -> None:
+    manifest, data, root = sent
+    with serving(scripted(weights_root=root)) as server:
+        async with server.client() as client:
+            await post(client, "prepare", manifest)
+            for offset in range(0, len(data), 100_000):
+                reply = await put(client, offset, data[offset : offset + 100_000])
+                received = min(offset + 100_000, len(data))
+                assert WeightStatus.model_validate_json(reply.content).received_bytes == received
+            assert (await post(client, "commit", WeightCommit(policy_version=version(1)))).status_code == 200
+            assert await status(client) == WeightStatus(phase="serving", policy_version=version(1))
+    assert incoming(root) == []
+
+
+async def test_a_chunk_that_was_cut_leaves_no_trace_and_is_sent_again(scripted, serving, sent) -> None:
+    manifest, data, root = sent
+
+    async def cut():
+        yield data[1000:70_000]
+        raise ConnectionResetError
+
+    with serving(scripted(weights_root=root)) as server:
+        async with server.client() as client:
+            await post(client, "prepare", manifest)
+            await put(client, 0, data[:1000])
+            with pytest.raises(ConnectionResetError):
+                await put(client, 1000, cut())
+            assert (await status(client)).received_bytes == 1000
+            assert (await put(client, 1000, data[1000:])).status_code == 200
+            assert (await post(client, "commit", WeightCommit(policy_version=version(1)))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"),
+    [
+        (0, 10, (409, "wrong_offset")),
+        (2000, 10, (409, "wrong_offset")),
+        (1000, 10**9, (413, "body_too_large")),
+        (10**9, 1, (413, "body_too_large")),
+        (-1, 1, (400, "bad_request")),
+    ],
+    ids=["again", "a gap", "too long", "behind the end", "negative"],
+)
+async def test_a_chunk_goes_on_where_the_last_one_ended(
+    scripted, serving, sent, offset: int, length: int, expected: tuple[int, str]
+) -> None:
+    manifest, data, root = sent
+    chunk = data[1000:] + b"x" if length == 10**9 else b"x" * length
+    with serving(scripted(weights_root=root)) as server:
+        async with server.client() as client:
+            await post(client, "prepare", manifest)
+            await put(client, 0, data[:1000])
+            reply = await put(client, offset, chunk)
+            assert (reply.status_code, reply.json()["code"]) == expected
+            assert (await status(client)).received_bytes == 1000
+
+
+async def test_what_has_arrived_goes_with_an_abort_a_new_update_and_a_refusal(scripted, serving, sent) -> None:
+    manifest, data, root = sent
+    commit = WeightCommit(policy_version=version(1))
+    with serving(scripted(weights_root=root)) as server:
+        async with server.client() as client:
+            for end in ("abort", "prepare", "commit"):
+                await post(client, "prepare", manifest)
+                await put(client, 0, data[:1000])
+                reply = await post(client, end, manifest if end == "prepare" else commit)
+                assert reply.status_code == (422 if end == "commit" else 200)
+                assert (await status(client)).received_bytes == 0
+                assert [file.stat().st_size for file in incoming(root)] == ([0] if end == "prepare" else [])
+            assert (await put(client, 0, data[:1000])).json()["code"] == "not_prepared"
+
+
+async def test_an_update_that_has_no_room_is_refused_before_it_is_sent(scripted, serving, sent) -> None:
+    manifest, _, root = sent
+    with serving(scripted(weights_root=root)) as server:
+        async with server.client() as client:
+            reply = await post(client, "prepare", manifest.model_copy(update={"num_bytes": 2**60}))
+            assert (reply.status_code, reply.json()["code"]) == (507, "no_room")
+            assert (await status(client)).phase == "serving"
+
+
+async def test_a_merged_update_is_refused_until_its_learner_has_sent_everything(
+    scripted, serving, checkpoint, tmp_path
+) -> None:
+    full, merged = deliver(checkpoint, tmp_path, 1), deliver(checkpoint, tmp_path, 2, mode="merged")
+    with serving(scripted(weights_root=tmp_path)) as server:
+        async with server.client() as client:
+            refused = await post(client, "prepare", merged)
+            assert refused.status_code == 422
+            assert "send full" in refused.text
+            for manifest in (full, merged):
+                await post(client, "prepare", manifest)
+                reply = await post(client, "commit", WeightCommit(policy_version=manifest.policy_version))
+                assert reply.status_code == 200
+            assert (await status(client)).policy_version == version(2)

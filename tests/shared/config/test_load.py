@@ -161,8 +161,6 @@ RULES = [
     (["tuner.train_type=lora", "tuner.use_dora=true"], "tuner.use_dora", "not built yet"),
     ([f"{ROLLOUT}.max_lag=1"], f"{ROLLOUT}.max_lag", "not built yet"),
     ([f"{ROLLOUT}.rollout_backend=vllm"], f"{ROLLOUT}.rollout_backend", "use hf"),
-    ([f"{ROLLOUT}.vllm.sync.transport=http"], f"{ROLLOUT}.vllm.sync.transport", "use file"),
-    ([f"{ROLLOUT}.vllm.sync.mode=merged"], f"{ROLLOUT}.vllm.sync.mode", "use auto or full"),
     (["training.report_to=wandb"], "training.report_to", "use none"),
 ]
 
