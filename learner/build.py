@@ -7,11 +7,13 @@ from typing import Literal
 
 from rich.console import Console
 
+from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints, latest_checkpoint
 from learner.compute import ComputeLane
 from learner.data.images import ImageReader
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
+from learner.decoding import Decoder
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluate import Evaluation, EvaluationPlan
@@ -20,6 +22,7 @@ from learner.learn import Learner
 from learner.model.load import load_model, load_tokenizer
 from learner.optim import StepOptimizer
 from learner.parts import (
+    decoding_rules_for,
     objectives_for,
     packer_for,
     planner_for,
@@ -36,8 +39,8 @@ from learner.reporting.sinks import Sinks
 from learner.rollouts.connect import server_clients
 from learner.rollouts.remote import RolloutServer
 from learner.run import Run
-from learner.stages import RolloutSource
 from learner.weight_sync.client import WeightChannel
+from shared.accounting import TimeAccount
 from shared.config.models import Config
 from shared.errors import ConfigError
 
@@ -78,9 +81,9 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         state = checkpoints.restore(resumed)
         progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
     teacher, sampling = teacher_for(config, vocabulary), sampling_for(config.rollout, vocabulary)
-    in_order = config.rollout.deterministic
     async with AsyncExitStack() as stack:
-        lane = stack.enter_context(ComputeLane())
+        learner_account = TimeAccount(LearnerActivity)
+        lane = stack.enter_context(ComputeLane(learner_account))
         sinks = stack.enter_context(
             Sinks(folder, console, progress, training.logging_steps, log_first=training.logging_first_step)
         )
@@ -93,15 +96,19 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         pool = pool_for(config, servers, sampling, infos)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
         weights = stack.enter_context(closing(publisher_for(config, channels, loaded, lane)))
+        account = RunAccount(learner_account, [server.account for server in servers])
+        rules = decoding_rules_for(config, progress.num_steps)
+        if config.decodes:
+            console.print(rules.told(config.stage2.schedule.pattern))
         yield Run(
             planner=planner,
             progress=progress,
             encoder=encoder,
             teacher=teacher,
-            rollouts=RolloutSource(encoder, pool, teacher, training.seed, config.pipeline, in_order),
-            weights=weights,
+            decoder=Decoder(planner, encoder, pool, weights, account, rules),
+            account=account,
             packer=packer_for(config),
-            in_order=in_order,
+            in_order=rules.in_order,
             compute=lane,
             learner=Learner(
                 loaded, optimizer, pad_token_id=tokenizer.pad_token_id, max_grad_norm=training.max_grad_norm

@@ -11,6 +11,9 @@ from typing import ParamSpec, TypeVar
 
 import anyio
 
+from learner.accounting import LearnerAccount, LearnerActivity
+from shared.accounting import TimeAccount
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -33,8 +36,10 @@ class ComputeLane:
     so that nothing touches the model behind the caller's back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, account: LearnerAccount | None = None) -> None:
+        """`account` is told while there is a call."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        self._account = account or TimeAccount(LearnerActivity)
         self._intervals: deque[BusyInterval] = deque(maxlen=KEPT_INTERVALS)
 
     def __enter__(self) -> "ComputeLane":
@@ -47,9 +52,17 @@ class ComputeLane:
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `function(*args)` on the lane; its error is raised here. Raises RuntimeError on a closed lane."""
+        with self._account.doing(LearnerActivity.COMPUTING):
+            return await self._run(lambda: function(*args, **kwargs))
+
+    def busy_s(self, start: float, end: float) -> float:
+        """Seconds within [start, end] of `time.monotonic` in which finished calls ran; old ones are forgotten."""
+        return sum(max(0.0, min(end, each.end) - max(start, each.start)) for each in tuple(self._intervals))
+
+    async def _run(self, function: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         ended = anyio.Event()
-        call = self._thread.submit(self._timed, lambda: function(*args, **kwargs))
+        call = self._thread.submit(self._timed, function)
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
         try:
             await ended.wait()
@@ -59,10 +72,6 @@ class ComputeLane:
                     await ended.wait()
             raise
         return call.result()
-
-    def busy_s(self, start: float, end: float) -> float:
-        """Seconds within [start, end] of `time.monotonic` in which finished calls ran; old ones are forgotten."""
-        return sum(max(0.0, min(end, each.end) - max(start, each.start)) for each in tuple(self._intervals))
 
     def _timed(self, call: Callable[[], T]) -> T:
         start = time.monotonic()

@@ -16,9 +16,9 @@ from learner.progress import Progress
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
 from learner.reporting.tallies import Tallies
+from learner.requests import decode_requests, encode_in_order
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
-from learner.stages import decode_requests, encode_in_order
 from learner.teacher import Teacher
 from learner.weight_sync.publisher import WeightPublisher
 from shared.streams import prefetched
@@ -68,10 +68,9 @@ class Evaluation:
         every = self._plan.every
         return every is not None and (progress.step % every == 0 or progress.done)
 
-    async def before_training(self, progress: Progress) -> None:
-        """Evaluate the weights that training starts from."""
-        if self._plan.at_start and progress.step == 0:
-            await self.run(progress)
+    def due_before_training(self, progress: Progress) -> bool:
+        """Whether the weights that training starts from are evaluated."""
+        return self._plan.at_start and progress.step == 0
 
     async def run(self, progress: Progress) -> dict[str, float]:
         """Evaluate once; writes one `eval_*` record and the pictures."""

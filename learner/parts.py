@@ -8,6 +8,8 @@ import torch
 
 from learner.compute import ComputeLane
 from learner.data.jsonl import RecordSource
+from learner.data.sample import TrainingSample
+from learner.decoding import DecodingRules
 from learner.detection.matching import MatchingConfig
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
@@ -17,6 +19,7 @@ from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.objectives.supervised import Supervised
+from learner.packing.feed import GroupPacker
 from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
 from learner.plan.planner import Planner
@@ -24,7 +27,6 @@ from learner.plan.schedule import Channel
 from learner.rollouts.balance import LARGEST_REQUEST, RolloutPool
 from learner.rollouts.remote import RolloutServer
 from learner.run import Objectives
-from learner.stages import GroupPacker
 from learner.teacher import Teacher
 from learner.weight_sync.client import WeightChannel
 from learner.weight_sync.merge import full_weights, merged_weights
@@ -99,13 +101,24 @@ def sampling_for(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabula
     )
 
 
-def packer_for(config: Config) -> GroupPacker:
+def packer_for(config: Config) -> GroupPacker[TrainingSample]:
     training = config.training
     if not training.packing:
         return NoPacking(config.global_max_length)
     if config.stage2.channel_b.mode == "micro" and not is_stage1(config):
         return OnePack(config.global_max_length)
     return Packer(config.global_max_length, training.packing_min_fill_ratio, training.packing_buffer)
+
+
+def decoding_rules_for(config: Config, num_steps: int) -> DecodingRules:
+    rollout = config.rollout
+    return DecodingRules(
+        run_seed=config.training.seed,
+        num_steps=num_steps,
+        max_lag=rollout.max_lag,
+        streaming=config.pipeline,
+        in_order=rollout.deterministic,
+    )
 
 
 def planner_for(config: Config, source: RecordSource) -> Planner:

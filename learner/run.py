@@ -3,21 +3,23 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints
 from learner.compute import ComputeLane
 from learner.data.prompt import Encoder
+from learner.data.sample import TrainingSample
+from learner.decoding import Decoder
 from learner.evaluate import Evaluation
 from learner.guard import Guard
 from learner.learn import Learner
 from learner.objectives.objective import Objective
+from learner.packing.feed import GroupPacker
 from learner.plan.planner import Planner
 from learner.plan.step_plan import StepPlan
 from learner.progress import Progress
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
-from learner.stages import GroupPacker, RolloutSource
 from learner.teacher import Teacher
-from learner.weight_sync.publisher import WeightPublisher
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Run:
     progress: Progress
     encoder: Encoder
     teacher: Teacher
-    rollouts: RolloutSource
-    weights: WeightPublisher
-    packer: GroupPacker
+    decoder: Decoder
+    account: RunAccount
+    packer: GroupPacker[TrainingSample]
     in_order: bool
     compute: ComputeLane
     learner: Learner
@@ -53,3 +55,9 @@ class Run:
         """Plan one step at a time from where the run stands until the plan's end."""
         while not self.progress.done:
             yield self.planner.plan(self.progress.step, self.progress.cursor)
+
+    async def evaluate(self) -> dict[str, float]:
+        """Score the weights of now, once nothing is decoded any more: a rollout has one version."""
+        with self.account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
+            await self.decoder.settled()
+            return await self.evaluation.run(self.progress)

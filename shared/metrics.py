@@ -46,7 +46,7 @@ def _last(name: str, unit: str, steps: Steps, what: str) -> Metric:
 
 
 def _seconds(name: str, steps: Steps, what: str) -> Metric:
-    return _ratio(name, "s", steps, f"seconds {what}", "logged steps")
+    return _ratio(name, "s", steps, f"seconds {what}", "logged steps" if steps == "all" else f"logged {steps} steps")
 
 
 STAGE2 = (
@@ -103,7 +103,8 @@ PACKING = (
 
 TIME = (
     _seconds("time/step_s", "all", "from the step's begin to its end"),
-    _seconds("time/rollout_generate_s", "all", "from the first request to the last answer; 0 on A steps"),
+    _seconds("time/between_steps_s", "all", "of evaluation and checkpoint since the step before it ended"),
+    _seconds("time/rollout_generate_s", "all", "from the first request to the last answer it uses; 0 on A steps"),
     _seconds("time/rollout_wait_s", "B", "in which the learner had nothing but rollouts to wait for"),
     _seconds("time/overlap_s", "B", "of learner compute between the arrival of the first and the last answer"),
     _seconds("time/rollout_parse_match_s", "B", "of parsing, matching and making targets"),
@@ -111,29 +112,35 @@ TIME = (
     _seconds("time/post_rollout_pack_s", "all", "of packing and collating"),
     _seconds("time/forward_s", "all", "of forward passes"),
     _seconds("time/backward_s", "all", "of backward passes"),
-    _seconds("time/sync_s", "B", "of publishing weights"),
+    _seconds("time/sync_s", "all", "of publishing weights"),
     _seconds("time/optimizer_s", "all", "of the optimizer"),
 )
 
 SHARES = (
     *(
-        _ratio(f"share/learner_{name}", "share", "all", f"seconds the learner was {what}", "seconds of the steps")
+        _ratio(
+            f"share/learner_{name}", "share", "all", f"seconds the learner was {what}", "seconds of and between steps"
+        )
         for name, what in (
-            ("computing", "computing"),
-            ("waiting_rollouts", "waiting for rollouts"),
+            ("computing", "computing or saving"),
+            ("waiting_rollouts", "waiting for rollouts, evaluations among them"),
             ("waiting_data", "waiting for data"),
             ("syncing", "publishing weights"),
         )
     ),
     *(
         _ratio(
-            f"share/server_{name}", "share", "all", f"seconds the servers were {what}", "seconds of the steps × servers"
+            f"share/server_{name}",
+            "share",
+            "all",
+            f"seconds the servers {what}",
+            "seconds of and between steps × servers",
         )
         for name, what in (
-            ("decoding", "decoding"),
-            ("syncing", "loading weights"),
-            ("idle", "idle by schedule, on A steps"),
-            ("starved", "idle on B steps"),
+            ("decoding", "had a request"),
+            ("syncing", "were sent weights"),
+            ("starved", "had no request, on B steps"),
+            ("idle", "had no request, on A steps and between steps"),
         )
     ),
 )

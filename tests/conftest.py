@@ -72,6 +72,7 @@ class RunningServer:
 def run_server(settings: ServerSettings) -> Iterator[RunningServer]:
     """Serve in a thread, through a real socket, until the block ends."""
     listener = bound_socket("127.0.0.1", 0)
+    listener.listen()  # so that the first request waits for uvicorn instead of being refused
     engine = build_engine(settings)
     config = uvicorn.Config(
         create_app(engine, settings), lifespan="off", log_level="critical", timeout_graceful_shutdown=1

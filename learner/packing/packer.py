@@ -63,7 +63,7 @@ class Packer(Generic[Item]):
     """
 
     def __init__(self, capacity: int, min_fill: float, buffer: int = 256) -> None:
-        """`capacity` in tokens; `min_fill` is the share of it (0..1) from which a pack may be handed out.
+        """`capacity` in tokens; `min_fill` is the share of it (0..1) from which a pack is handed out.
 
         At most `buffer` items wait: beyond that the fullest pack is handed out whatever its fill.
         """
@@ -88,16 +88,15 @@ class Packer(Generic[Item]):
             self._tokens.append(item.num_tokens)
         self._num_waiting += 1
 
-    def take(self, hungry: bool = True) -> Pack[Item] | None:
-        """Hand out the fullest pack, or None.
+    def take(self, hungry: bool = False) -> Pack[Item] | None:
+        """Hand out the fullest pack, or None when it is not filled to `min_fill` and no more than `buffer` items wait.
 
-        A hungry learner gets it once it is filled to `min_fill`; one that is still busy (`hungry=False`) only when more
-        than `buffer` items wait, because a pack that stays open can still be filled better.
+        A hungry caller has nothing else to do, and gets it whatever its fill.
         """
         if not self._open:
             return None
         fullest = max(range(len(self._open)), key=self._tokens.__getitem__)
-        if not (hungry and self._tokens[fullest] >= self._min_tokens) and self._num_waiting <= self._buffer:
+        if not hungry and self._tokens[fullest] < self._min_tokens and self._num_waiting <= self._buffer:
             return None
         items = self._open.pop(fullest)
         self._num_waiting -= len(items)

@@ -15,7 +15,7 @@ class OnePack:
     def add(self, sample: TrainingSample) -> None:
         self._waiting.append(sample)
 
-    def take(self) -> None:
+    def take(self, hungry: bool = False) -> None:
         return None
 
     def close(self) -> list[Pack[TrainingSample]]:
@@ -40,7 +40,7 @@ class NoPacking:
     def add(self, sample: TrainingSample) -> None:
         self._waiting.append(sample)
 
-    def take(self) -> Pack[TrainingSample] | None:
+    def take(self, hungry: bool = False) -> Pack[TrainingSample] | None:
         if not self._waiting:
             return None
         sample = self._waiting.pop(0)

@@ -38,6 +38,14 @@ class Planner:
             cursor=cursor + taken,
         )
 
+    def next_b(self, plan: StepPlan, within: int) -> StepPlan | None:
+        """The first B step from `plan` on, at most `within` steps after it; None when there is none."""
+        while plan.channel is not Channel.B:
+            if within <= 0:
+                return None
+            plan, within = self.plan(plan.step + 1, plan.cursor), within - 1
+        return plan
+
     def num_steps(self, epochs: float) -> int:
         """Whole steps in `epochs` passes over the records; a last step that would be short is not begun."""
         steps = cursor = 0

@@ -19,3 +19,13 @@ def channel_of(step: int, pattern: Sequence[str]) -> Channel:
     if step < 0 or not pattern:
         raise ValueError(f"step must be ≥ 0 and the pattern not empty, got step {step} and pattern {list(pattern)}")
     return Channel(pattern[step % len(pattern)])
+
+
+def decode_lags(pattern: Sequence[str], max_lag: int) -> list[int]:
+    """For each B of the repeating pattern, by how many steps its decoding may begin before it.
+
+    A decoding begins neither more than `max_lag` steps ahead nor before the B step before it has ended.
+    """
+    around = [place for place, entry in enumerate((*pattern, *pattern)) if entry == Channel.B.value]
+    in_second_round = range(len(around) // 2, len(around))
+    return [min(max_lag, around[place] - around[place - 1] - 1) for place in in_second_round]

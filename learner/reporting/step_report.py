@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from learner.accounting import Lap, LearnerActivity, RunAccount, ServerActivity
 from learner.compute import ComputeLane
 from learner.detection.quality import quality_of
 from learner.learn import PackReport, Update
@@ -32,27 +33,33 @@ class StepRecord:
 class StepReport:
     """Filled while a step runs, closed into a StepRecord. All on the event loop; no locks."""
 
-    def __init__(self, plan: StepPlan) -> None:
+    def __init__(self, plan: StepPlan, account: RunAccount) -> None:
         self._plan = plan
+        self._account = account
+        self._between = account.lap()
+        if plan.channel is Channel.B:
+            account.want_rollouts()
         self._opened_at = time.monotonic()
         self._tallies = Tallies()
         self._seconds: dict[str, float] = {}
-        self._first_request_at: float | None = None
+        self._first_request_at = 0.0
         self._learned: list[LearnedRollout] = []
         self._packs: list[PackReport] = []
         self._lost: list[LostSample] = []
 
     @classmethod
-    def opened(cls, plan: StepPlan) -> "StepReport":
-        return cls(plan)
+    def opened(cls, plan: StepPlan, account: RunAccount) -> "StepReport":
+        """Begin a step. What `account` has seen since the last one was closed lies between the two."""
+        return cls(plan, account)
 
     def add_time(self, name: str, seconds: float) -> None:
         """Add to one of the step's `time/…` metrics."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def decode_opened(self) -> None:
-        """Note the moment of the first request."""
-        self._first_request_at = self._first_request_at or time.monotonic()
+    def decoded(self, first_request_at: float, encode_s: float) -> None:
+        """Book the decoding that this step uses, wherever it began (`time.monotonic`), and the reading before it."""
+        self._first_request_at = first_request_at
+        self.add_time("time/encode_s", encode_s)
 
     def add_lost(self, lost: LostSample) -> None:
         self._lost.append(lost)
@@ -68,14 +75,19 @@ class StepReport:
 
     def closed(self, update: Update, lane: ComputeLane) -> StepRecord:
         """Close the step after its update; `lane` tells when the learner computed."""
-        step_s = time.monotonic() - self._opened_at
+        if self._plan.channel is Channel.B:
+            self._account.want_no_rollouts()
+        step_s, lap = time.monotonic() - self._opened_at, self._account.lap()
         tallies = self._tallies
         tallies.count("stage2/channel_a", self._plan.channel is Channel.A, 1)
         tallies.count("stage2/channel_b", self._plan.channel is Channel.B, 1)
         self._count_packs(tallies)
         count_update(tallies, update)
         tallies.note("epoch", self._plan.epoch)
-        self._count_times(tallies, step_s, update, lane)
+        self._count_times(tallies, update, lane)
+        count_laps(tallies, step_s, self._between, lap)
+        if self._plan.channel is Channel.B:
+            tallies.count("time/rollout_wait_s", lap.learner[LearnerActivity.WAITING_ROLLOUTS], 1)
         lost = {each.request.uid for each in self._lost}
         return StepRecord(
             step=self._plan.step,
@@ -94,49 +106,37 @@ class StepReport:
         tallies.count("packing/post_rollout_segments", sum(pack.num_targets for pack in self._packs), num_packs)
         tallies.count("packing/num_packs", num_packs, 1)
 
-    def _count_times(self, tallies: Tallies, step_s: float, update: Update, lane: ComputeLane) -> None:
-        """Count what each part took; what is left of the step was waiting."""
-        computing = {
+    def _count_times(self, tallies: Tallies, update: Update, lane: ComputeLane) -> None:
+        """Count what each part took."""
+        for name, seconds in {
             "time/post_rollout_pack_s": sum(pack.collate_s for pack in self._packs),
             "time/forward_s": sum(pack.forward_s for pack in self._packs),
             "time/backward_s": sum(pack.backward_s for pack in self._packs),
             "time/optimizer_s": update.optimizer_s,
-        }
-        for name, seconds in computing.items():
+            "time/encode_s": 0.0,
+            "time/sync_s": 0.0,
+        }.items():
             self.add_time(name, seconds)
-        self.add_time("time/encode_s", 0.0)
         arrivals = [learned.rollout.arrived_at for learned in self._learned]
-        generate_s = max(arrivals) - self._first_request_at if arrivals and self._first_request_at else 0.0
+        generate_s = max(arrivals) - self._first_request_at if arrivals else 0.0
         self.add_time("time/rollout_generate_s", generate_s)
-        waiting_s = self._count_shares(tallies, step_s, sum(computing.values()), generate_s)
         if self._plan.channel is Channel.B:
-            self.add_time("time/rollout_wait_s", waiting_s)
             self.add_time("time/overlap_s", lane.busy_s(min(arrivals), max(arrivals)) if arrivals else 0.0)
             new_tokens = tallies.numerator("rollout/gen_new_tokens_mean")
             tallies.count("rollout/gen_tokens_per_s", new_tokens, generate_s)
         for name, seconds in self._seconds.items():
             tallies.count(name, seconds, 1)
-        tallies.count("time/step_s", step_s, 1)
 
-    def _count_shares(self, tallies: Tallies, step_s: float, computing_s: float, generate_s: float) -> float:
-        """Book every second of both sides to one state; return how long the learner waited for rollouts."""
-        is_b = self._plan.channel is Channel.B
-        syncing_s = self._seconds.get("time/sync_s", 0.0)
-        idle_s = max(0.0, step_s - computing_s - syncing_s)
-        encoding_s = min(idle_s, self._seconds["time/encode_s"]) if is_b else idle_s
-        shares = {
-            "learner_computing": computing_s,
-            "learner_syncing": syncing_s,
-            "learner_waiting_data": encoding_s,
-            "learner_waiting_rollouts": idle_s - encoding_s,
-            "server_decoding": generate_s,
-            "server_syncing": syncing_s,
-            "server_starved": max(0.0, step_s - generate_s - syncing_s) if is_b else 0.0,
-            "server_idle": 0.0 if is_b else step_s,
-        }
-        for name, seconds in shares.items():
-            tallies.count(f"share/{name}", seconds, step_s)
-        return idle_s - encoding_s
+
+def count_laps(tallies: Tallies, step_s: float, between: Lap, lap: Lap) -> None:
+    """Count every second of both sides since the last step was closed, each in one activity."""
+    tallies.count("time/step_s", step_s, 1)
+    tallies.count("time/between_steps_s", between.seconds, 1)
+    learner = {each.value: between.learner[each] + lap.learner[each] for each in LearnerActivity}
+    servers = {each.value: between.servers[each] + lap.servers[each] for each in ServerActivity}
+    for side, seconds in (("learner", learner), ("server", servers)):
+        for activity, spent in seconds.items():
+            tallies.count(f"share/{side}_{activity}", spent, sum(seconds.values()))
 
 
 def count_update(tallies: Tallies, update: Update) -> None:

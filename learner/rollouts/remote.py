@@ -1,13 +1,16 @@
 """One rollout server, seen from the learner: typed requests out, finished rollouts in."""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 
+from learner.accounting import ServerActivity
 from learner.data.sample import EncodedRecord
 from learner.rollouts.stall import moving
+from shared.accounting import TimeAccount
 from shared.errors import BoxloopError, PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
 from shared.framing import decode_lines
 from shared.wire import (
@@ -83,6 +86,7 @@ class RolloutServer:
         self._stall_timeout_s = stall_timeout_s
         self._infer_timeout_s = infer_timeout_s
         self.name = str(client.base_url)
+        self.account = TimeAccount(ServerActivity)
 
     async def info(self) -> ServerInfo:
         """Ask what the server is; raises ProtocolError when it speaks another wire version."""
@@ -115,13 +119,7 @@ class RolloutServer:
         )
         complete = False
         try:
-            async with self._client.stream(
-                "POST",
-                "/rollouts",
-                content=body.model_dump_json(),
-                headers={"content-type": "application/json"},
-                timeout=httpx.Timeout(self._stall_timeout_s),
-            ) as response:
+            async with self._stream(body) as response:
                 await self._raise_for(response)
                 lines = decode_lines(response.aiter_bytes())
                 async for line in moving(lines, self.name, self._stall_timeout_s, self._infer_timeout_s):
@@ -140,6 +138,19 @@ class RolloutServer:
             raise ServerUnavailable(f"{self.name} broke off: {error!r}") from error
         if not complete or open_requests:
             raise ServerUnavailable(f"{self.name} ended a stream with {len(open_requests)} samples unanswered")
+
+    @asynccontextmanager
+    async def _stream(self, batch: RolloutBatch) -> AsyncIterator[httpx.Response]:
+        """An open batch; as long as it is, the server's account says that it decodes."""
+        with self.account.doing(ServerActivity.DECODING):
+            async with self._client.stream(
+                "POST",
+                "/rollouts",
+                content=batch.model_dump_json(),
+                headers={"content-type": "application/json"},
+                timeout=httpx.Timeout(self._stall_timeout_s),
+            ) as response:
+                yield response
 
     async def _ask(self, method: str, path: str, body: str | None = None) -> httpx.Response:
         try:

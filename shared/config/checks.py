@@ -156,7 +156,6 @@ def _repeats(config: Config) -> Iterator[Problem]:
 NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("tuner.train_type", lambda c: c.tuner.train_type == "lora", "lora is not built yet; use full"),
     ("tuner.use_dora", lambda c: c.tuner.use_dora, "DoRA is not built yet; use train_type full"),
-    (f"{ROLLOUT}.max_lag", lambda c: c.rollout.max_lag >= 1, "decoding ahead is not built yet; use 0"),
     (
         f"{ROLLOUT}.rollout_backend",
         lambda c: c.rollout.rollout_backend == "vllm" and c.decodes,

@@ -2,16 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
+from learner.accounting import LearnerActivity, RunAccount
 from learner.compute import ComputeLane
 from learner.data.prompt import Encoder
+from learner.data.sample import TrainingSample
+from learner.decoding import Decoder, DecodingRules
 from learner.detection.matching import MatchingConfig
 from learner.detection.record import Record
 from learner.detection.targets import TargetWeights
@@ -20,15 +24,17 @@ from learner.learn import Update
 from learner.model.load import load_tokenizer
 from learner.packing.packer import Pack, Packer
 from learner.packing.policies import OnePack
+from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
 from learner.reporting.step_report import StepReport
+from learner.requests import decode_requests, sampling_seed
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import RolloutRequest, RolloutServer
-from learner.stages import RolloutSource, decode_requests, fill_packs, ground_truth_targets, sampling_seed
+from learner.stages import GroupPacker, TargetsOf, ground_truth_targets, packed, rollout_targets
 from learner.teacher import Teacher
+from shared.accounting import TimeAccount
 from shared.errors import DataError, ServerUnavailable
-from shared.streams import prefetched
 from shared.wire import Sampling
 
 CAPACITY = 2048
@@ -53,36 +59,58 @@ def step_of(requests_of: Callable[[int], list[RolloutRequest]]) -> Callable[...,
     return plan
 
 
+class HeldAlready:
+    """Stands for the publisher where weights play no part: servers decode with those they started with."""
+
+    version, seconds = None, 0.0
+
+    async def publish_if_stale(self, step: int) -> "HeldAlready":
+        return self
+
+
+def no_account() -> RunAccount:
+    return RunAccount(TimeAccount(LearnerActivity), [])
+
+
 class Rig:
-    """A step, and the stages that feed it from one server."""
+    """The stages that feed one step from one server."""
 
     def __init__(
-        self, client: object, encoder: Encoder, teacher: Teacher, streaming: bool = True, in_order: bool = False
+        self, running: Any, encoder: Encoder, teacher: Teacher, streaming: bool = True, in_order: bool = False
     ) -> None:
+        self.client = running.client()
         sampling = Sampling(max_new_tokens=4, stop_token_ids=(7,))
-        self.pool = RolloutPool([RolloutServer(client, 5.0)], sampling)  # type: ignore[arg-type]
-        self.source = RolloutSource(encoder, self.pool, teacher, run_seed=3, streaming=streaming, in_order=in_order)
+        pool = RolloutPool([RolloutServer(self.client, 5.0)], sampling)
+        planner = Planner(("B",), {}, {}, 1, record_at=lambda cursor: pytest.fail("no other step is planned"))
+        rules = DecodingRules(run_seed=3, num_steps=9, streaming=streaming, in_order=in_order)
+        self.account = no_account()
+        self.decoder = Decoder(planner, encoder, pool, HeldAlready(), self.account, rules)  # type: ignore[arg-type]
+        self.teacher, self.in_order = teacher, in_order
 
-    def targets(self, step: StepPlan, report: StepReport | None = None):
-        return self.source.targets(step, None, report or StepReport.opened(step))
+    @asynccontextmanager
+    async def targets(self, step: StepPlan, report: StepReport | None = None) -> AsyncIterator[TargetsOf]:
+        report = report or StepReport.opened(step, self.account)
+        async with self.client, self.decoder.running():
+            await self.decoder.open_next(step, report)
+            yield rollout_targets(step, self.decoder, self.teacher, report)
 
     async def names(self, step: StepPlan) -> list[str]:
         with anyio.fail_after(20):
-            async with aclosing(self.targets(step)(step.groups[0])) as samples:
+            async with self.targets(step) as targets, aclosing(targets(0)) as samples:
                 return [sample.target.record_id async for sample in samples]
+
+    @asynccontextmanager
+    async def packs(
+        self, step: StepPlan, packer: GroupPacker[TrainingSample]
+    ) -> AsyncIterator[AsyncIterator[Pack[TrainingSample]]]:
+        async with self.targets(step) as targets, packed(step, targets, packer, self.in_order) as packs:
+            yield packs
 
 
 async def until(happened: Callable[[], bool]) -> None:
     with anyio.fail_after(5):
         while not happened():  # noqa: ASYNC110 - the server runs on another thread
             await anyio.sleep(0.01)
-
-
-async def learned(stages: AsyncGenerator[Pack, None], learn: Callable[[Pack], object]) -> None:
-    """What the training loop does with packs."""
-    async with prefetched(stages, depth=1) as packs:
-        async for pack in packs:
-            learn(pack)
 
 
 LAST_FIRST = {"delays": {"data:1": 0.5, "data:2": 0.25}}
@@ -93,8 +121,7 @@ async def test_targets_come_as_answers_finish_or_in_record_order(
     serving, scripted, encoder, teacher, step_of, in_order: bool, expected: list[int]
 ) -> None:
     with serving(scripted(LAST_FIRST)) as running:
-        async with running.client() as client:
-            names = await Rig(client, encoder, teacher, in_order=in_order).names(step_of(3))
+        names = await Rig(running, encoder, teacher, in_order=in_order).names(step_of(3))
     assert names == [f"data:{number}" for number in expected]
 
 
@@ -104,23 +131,21 @@ async def test_only_streaming_learns_before_the_last_answer(
 ) -> None:
     step = step_of(3)
     with serving(scripted({"delays": {"data:1": 0.4}})) as running:
-        async with running.client() as client:
-            source = Rig(client, encoder, teacher, streaming=streaming).targets(step)
-            async with aclosing(source(step.groups[0])) as samples:
-                await anext(samples)
-                assert running.engine.load().running == (1 if streaming else 0)
+        source = Rig(running, encoder, teacher, streaming=streaming).targets(step)
+        async with source as targets, aclosing(targets(0)) as samples:
+            await anext(samples)
+            assert running.engine.load().running == (1 if streaming else 0)
 
 
 async def test_a_lost_sample_is_reported_and_the_others_are_taught(
     serving, scripted, encoder, teacher, step_of
 ) -> None:
     step = step_of(3)
-    report = StepReport.opened(step)
+    report = StepReport.opened(step, no_account())
     with serving(scripted({"faults": {"data:2": "error"}})) as running:
-        async with running.client() as client:
-            rig = Rig(client, encoder, teacher)
-            async with aclosing(rig.targets(step, report)(step.groups[0])) as samples:
-                names = sorted([sample.target.record_id async for sample in samples])
+        rig = Rig(running, encoder, teacher)
+        async with rig.targets(step, report) as targets, aclosing(targets(0)) as samples:
+            names = sorted([sample.target.record_id async for sample in samples])
     assert names == ["data:1", "data:3"]
     with ComputeLane() as lane:
         lost = report.closed(Update(*[0.0] * 6, 0, 0, 0.0, 0.0, 0.0), lane).lost
@@ -132,9 +157,8 @@ async def test_a_record_may_stand_in_a_step_twice(serving, scripted, encoder, te
     first, second = step.groups[0]
     step = replace(step, groups=((first, second, first),))
     with serving(scripted()) as running:
-        async with running.client() as client:
-            assert Counter(await Rig(client, encoder, teacher).names(step)) == {"data:1": 2, "data:2": 1}
-            assert await Rig(client, encoder, teacher, in_order=True).names(step) == ["data:1", "data:2", "data:1"]
+        assert Counter(await Rig(running, encoder, teacher).names(step)) == {"data:1": 2, "data:2": 1}
+        assert await Rig(running, encoder, teacher, in_order=True).names(step) == ["data:1", "data:2", "data:1"]
 
 
 async def test_packs_hold_every_target_once_and_no_group_shares_one(
@@ -142,10 +166,8 @@ async def test_packs_hold_every_target_once_and_no_group_shares_one(
 ) -> None:
     step = step_of(6, groups=3)
     with serving(scripted()) as running:
-        async with running.client() as client:
-            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), OnePack(CAPACITY))
-            async with prefetched(stages, depth=1) as packs:
-                names = [sorted(item.target.record_id for item in pack.items) async for pack in packs]
+        async with Rig(running, encoder, teacher).packs(step, OnePack(CAPACITY)) as packs:
+            names = [sorted(item.target.record_id for item in pack.items) async for pack in packs]
     assert names == [["data:1", "data:2"], ["data:3", "data:4"], ["data:5", "data:6"]]
 
 
@@ -153,53 +175,54 @@ async def test_in_order_packs_do_not_depend_on_when_answers_come(serving, script
     step, made = step_of(6), []
     for delays in ({}, {"data:1": 0.2, "data:4": 0.1}):
         with serving(scripted({"delays": delays})) as running:
-            async with running.client() as client:
-                source = Rig(client, encoder, teacher, in_order=True).targets(step)
-                stages = fill_packs(step, source, Packer(200, 0.7), in_order=True)
-                async with prefetched(stages, depth=1) as packs:
-                    made.append([[item.target for item in pack.items] async for pack in packs])
+            async with Rig(running, encoder, teacher, in_order=True).packs(step, Packer(200, 0.7)) as packs:
+                made.append([[item.target for item in pack.items] async for pack in packs])
     assert made[0] == made[1]
     assert len(made[0]) > 1
 
 
-async def test_a_pack_is_learned_while_the_rest_is_still_decoded(serving, scripted, encoder, teacher, step_of) -> None:
+async def test_an_idle_learner_gets_what_there_is_while_the_rest_is_still_decoded(
+    serving, scripted, encoder, teacher, step_of
+) -> None:
     step = step_of(4)
-    delays = {"data:3": 0.6, "data:4": 0.6}
-    with serving(scripted({"delays": delays})) as running:
-        async with running.client() as client:
-            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), Packer(CAPACITY, min_fill=0.01))
-            async with prefetched(stages, depth=1) as packs:
-                first = await packs.receive()
-                assert running.engine.load().running == 2
-                rest = [item.target.record_id async for pack in packs for item in pack.items]
-    names = [item.target.record_id for item in first.items] + rest
-    assert sorted(names) == ["data:1", "data:2", "data:3", "data:4"]
+    with serving(scripted({"delays": {"data:3": 0.6, "data:4": 0.6}})) as running:
+        async with Rig(running, encoder, teacher).packs(step, Packer(CAPACITY, min_fill=1.0)) as packs:
+            first = await anext(packs)
+            assert running.engine.load().running == 2
+            rest = [item.target.record_id async for pack in packs for item in pack.items]
+    assert sorted(item.target.record_id for item in first.items) == ["data:1", "data:2"]
+    assert sorted(rest) == ["data:3", "data:4"]
+
+
+async def learned(rig: Rig, step: StepPlan, learn: Callable[[Pack[TrainingSample]], object]) -> None:
+    """What the training loop does with packs."""
+    async with rig.packs(step, Packer(CAPACITY, 0.7)) as packs:
+        async for pack in packs:
+            learn(pack)
 
 
 async def test_a_learner_that_fails_stops_the_decoding(serving, scripted, encoder, teacher, step_of) -> None:
     step = step_of(4)
     with serving(scripted({"delays": {"data:4": 30}})) as running:
-        async with running.client() as client:
-            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), Packer(CAPACITY, min_fill=0.01))
-            with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
-                await learned(stages, lambda pack: 1 // 0)
-            await until(lambda: running.engine.load().running == 0)
+        with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
+            await learned(Rig(running, encoder, teacher), step, lambda pack: 1 // 0)
+        await until(lambda: running.engine.load().running == 0)
 
 
 async def test_a_server_that_fails_ends_the_step_with_its_error(serving, scripted, encoder, teacher, step_of) -> None:
     step, started = step_of(4), time.monotonic()
-    with serving(scripted({"delays": {"data:4": 30}}, max_stream_s=0.3)) as running:
-        async with running.client() as client:
-            stages = fill_packs(step, Rig(client, encoder, teacher).targets(step), Packer(CAPACITY, min_fill=0.01))
-            with pytest.raises(ServerUnavailable, match="for 1 samples"):
-                await learned(stages, lambda pack: None)
+    with (
+        serving(scripted({"delays": {"data:4": 30}}, max_stream_s=0.3)) as running,
+        pytest.raises(ServerUnavailable, match="for 1 samples"),
+    ):
+        await learned(Rig(running, encoder, teacher), step, lambda pack: None)
     assert time.monotonic() - started < 5
 
 
 async def test_ground_truth_is_taught_in_record_order(encoder, teacher, step_of) -> None:
     step = step_of(5)
-    report = StepReport.opened(step)
-    async with aclosing(ground_truth_targets(encoder, teacher, report)(step.groups[0])) as samples:
+    report = StepReport.opened(step, no_account())
+    async with aclosing(ground_truth_targets(step, encoder, teacher, report)(0)) as samples:
         targets = [sample.target async for sample in samples]
     assert [target.record_id for target in targets] == [f"data:{number}" for number in range(1, 6)]
     assert all(len(target.boxes) == 1 for target in targets)
@@ -209,8 +232,9 @@ async def test_an_image_that_is_gone_is_named_with_its_record(encoder, teacher, 
     step = step_of(3)
     missing = step.groups[0][1].images[0]
     Path(missing).unlink()
+    targets = ground_truth_targets(step, encoder, teacher, StepReport.opened(step, no_account()))
     with pytest.raises(DataError, match=rf"data:2: {missing}"):
-        async with aclosing(ground_truth_targets(encoder, teacher, StepReport.opened(step))(step.groups[0])) as made:
+        async with aclosing(targets(0)) as made:
             await anext(made)
 
 

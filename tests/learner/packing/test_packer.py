@@ -63,22 +63,19 @@ def test_an_item_goes_where_it_fills_best() -> None:
     assert packer.take() is None
 
 
-def test_a_busy_learner_gets_a_pack_only_when_too_many_wait() -> None:
-    packer: Packer[Item] = Packer(100, 0.5, buffer=2)
-    packer.add(Item(0, 60))
-    packer.add(Item(1, 60))
-    assert packer.take(hungry=False) is None
-    packer.add(Item(2, 10))
-    assert packer.take(hungry=False) is not None
-    assert packer.take(hungry=False) is None
-    assert packer.take() is not None
+def test_an_idle_learner_gets_the_fullest_pack_whatever_its_fill() -> None:
+    packer: Packer[Item] = Packer(100, 0.5)
+    assert packer.take(hungry=True) is None
+    packer.add(Item(0, 10))
+    assert packer.take() is None
+    assert packer.take(hungry=True) == Pack((Item(0, 10),), 10, 100)
 
 
 def test_more_than_the_buffer_leaves_even_under_the_least_fill() -> None:
     packer: Packer[Item] = Packer(100, 0.9, buffer=2)
     for name in range(3):
         packer.add(Item(name, 5))
-    assert packer.take(hungry=True) == Pack((Item(0, 5), Item(1, 5), Item(2, 5)), 15, 100)
+    assert packer.take() == Pack((Item(0, 5), Item(1, 5), Item(2, 5)), 15, 100)
 
 
 def test_closing_packs_anew_where_that_saves_a_pack() -> None:

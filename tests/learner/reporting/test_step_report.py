@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from learner.accounting import LearnerActivity, RunAccount, ServerActivity
 from learner.compute import ComputeLane
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
@@ -16,6 +17,7 @@ from learner.reporting.step_report import StepRecord, StepReport
 from learner.reporting.tallies import Tallies
 from learner.rollouts.remote import LostSample
 from learner.teacher import LearnedRollout
+from shared.accounting import TimeAccount
 from shared.metrics import metric_named
 
 PlanOf = Callable[[int, Channel], StepPlan]
@@ -37,13 +39,21 @@ def pack(**changes: Any) -> PackReport:
     return PackReport(**{**numbers, "backward_s": 0.0, **changes})
 
 
+def account_of(num_servers: int = 1) -> RunAccount:
+    return RunAccount(TimeAccount(LearnerActivity), [TimeAccount(ServerActivity) for _ in range(num_servers)])
+
+
+def opened(plan: StepPlan) -> StepReport:
+    return StepReport.opened(plan, account_of())
+
+
 def closed(report: StepReport, **changes: Any) -> StepRecord:
     with ComputeLane() as lane:
         return report.closed(update(**changes), lane)
 
 
 def test_an_a_step_has_no_quality_and_decodes_for_no_time(plan_of: PlanOf) -> None:
-    report = StepReport.opened(plan_of(6, Channel.A))
+    report = opened(plan_of(6, Channel.A))
     report.add_pack(pack())
     metrics = closed(report).tallies.reduced()
     assert (metrics["stage2/channel_a"], metrics["stage2/channel_b"]) == (1, 0)
@@ -53,14 +63,14 @@ def test_an_a_step_has_no_quality_and_decodes_for_no_time(plan_of: PlanOf) -> No
 
 
 def test_losses_are_divided_by_what_they_were_summed_over(plan_of: PlanOf) -> None:
-    metrics = closed(StepReport.opened(plan_of(0, Channel.A))).tallies.reduced()
+    metrics = closed(opened(plan_of(0, Channel.A))).tallies.reduced()
     expected = {"loss": 1.5, "loss/ce": 1.5, "loss/bbox_l1": 0.2, "loss/bbox_giou": 0.4, "loss/coord": 0.2}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert (metrics["loss/coord_mass"], metrics["grad_norm"], metrics["epoch"]) == pytest.approx((0.75, 0.7, 0.25))
 
 
 def test_packs_are_counted_by_tokens_and_targets(plan_of: PlanOf) -> None:
-    report = StepReport.opened(plan_of(0, Channel.A))
+    report = opened(plan_of(0, Channel.A))
     report.add_pack(pack(num_targets=3, num_tokens=90))
     report.add_pack(pack(num_targets=1, num_tokens=30))
     metrics = closed(report).tallies.reduced()
@@ -69,7 +79,7 @@ def test_packs_are_counted_by_tokens_and_targets(plan_of: PlanOf) -> None:
 
 
 def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, learned_of: LearnedOf) -> None:
-    report = StepReport.opened(plan_of(5, Channel.B))
+    report = opened(plan_of(5, Channel.B))
     report.add_rollout(learned_of(answer_text([CAT, FAR]) + "<|im_end|>", (CAT, DOG), policy_step=3), 0.0)
     report.add_rollout(learned_of("no braces", (DOG,), policy_step=5), 0.0)
     report.add_rollout(learned_of("{}<|im_end|>", policy_step=5), 0.0)
@@ -101,8 +111,8 @@ def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, l
 
 
 def test_decoding_is_timed_from_the_first_request_to_the_last_answer(plan_of: PlanOf, learned_of: LearnedOf) -> None:
-    report = StepReport.opened(plan_of(2, Channel.B))
-    report.decode_opened()
+    report = opened(plan_of(2, Channel.B))
+    report.decoded(time.monotonic(), 0.0)
     started = time.monotonic()
     answers = [learned_of("{}<|im_end|>", arrived_at=started + seconds) for seconds in (0.5, 2.0, 1.0)]
     for answer in answers:
@@ -116,25 +126,47 @@ def test_decoding_is_timed_from_the_first_request_to_the_last_answer(plan_of: Pl
 
 
 @pytest.mark.parametrize("channel", list(Channel))
-def test_every_second_of_the_learner_is_booked_once(plan_of: PlanOf, learned_of: LearnedOf, channel: Channel) -> None:
-    report = StepReport.opened(plan_of(2, channel))
-    time.sleep(0.02)
-    report.add_pack(pack(forward_s=0.004, backward_s=0.006))
-    report.add_time("time/encode_s", 0.003)
-    if channel is Channel.B:
-        report.decode_opened()
-        report.add_time("time/sync_s", 0.002)
-        report.add_rollout(learned_of("{}<|im_end|>", arrived_at=time.monotonic()), 0.0)
+@pytest.mark.parametrize("num_servers", [1, 3])
+def test_every_second_of_both_sides_is_booked_once(plan_of: PlanOf, channel: Channel, num_servers: int) -> None:
+    learner = TimeAccount(LearnerActivity)
+    servers = [TimeAccount(ServerActivity) for _ in range(num_servers)]
+    account = RunAccount(learner, servers)
+    with learner.doing(LearnerActivity.WAITING_ROLLOUTS):
+        time.sleep(0.01)  # an evaluation before the step
+    report = StepReport.opened(plan_of(2, channel), account)
+    with account.syncing():
+        time.sleep(0.01)
+    with servers[0].doing(ServerActivity.DECODING):
+        time.sleep(0.01)
+        with learner.doing(LearnerActivity.COMPUTING):
+            time.sleep(0.02)
     metrics = closed(report).tallies.reduced()
-    shares = {name: value for name, value in metrics.items() if name.startswith("share/learner_")}
-    assert sum(shares.values()) == pytest.approx(1)
-    assert metrics["share/learner_computing"] == pytest.approx(0.01 / metrics["time/step_s"])
-    assert (metrics["share/server_idle"] == 1) == (channel is Channel.A)
+    for side in ("learner", "server"):
+        assert sum(value for name, value in metrics.items() if name.startswith(f"share/{side}_")) == pytest.approx(1)
+    whole = metrics["time/step_s"] + metrics["time/between_steps_s"]
+    assert metrics["time/between_steps_s"] == pytest.approx(0.01, rel=0.5)
+    assert metrics["share/learner_computing"] == pytest.approx(0.02 / whole, rel=0.3)
+    assert metrics["share/server_decoding"] == pytest.approx(0.03 / whole / num_servers, rel=0.3)
+    assert metrics["share/server_syncing"] == pytest.approx(0.01 / whole, rel=0.5)
+    without_request = {Channel.A: "share/server_idle", Channel.B: "share/server_starved"}[channel]
+    assert metrics[without_request] > (num_servers - 1) / num_servers * 0.5
+
+
+def test_what_lies_between_two_steps_is_booked_to_the_second(plan_of: PlanOf) -> None:
+    account = account_of()
+    before = closed(StepReport.opened(plan_of(0, Channel.A), account)).tallies.reduced()
+    with account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
+        time.sleep(0.02)
+    after = closed(StepReport.opened(plan_of(1, Channel.B), account)).tallies.reduced()
+    assert before["share/learner_waiting_rollouts"] == 0
+    assert after["time/between_steps_s"] >= 0.02
+    assert after["share/learner_waiting_rollouts"] > 0.5
+    assert after["time/rollout_wait_s"] == 0
 
 
 def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learned_of: LearnedOf) -> None:
-    report = StepReport.opened(plan_of(2, Channel.B))
-    report.decode_opened()
+    report = opened(plan_of(2, Channel.B))
+    report.decoded(time.monotonic(), 0.0)
     lost = LostSample(learned_of("{}").rollout.request, "engine_error", "died", retryable=True)
     report.add_lost(lost)
     sums = dict.fromkeys(("loss", "ce", "bbox_l1", "bbox_giou", "coord", "coord_mass"), 0.0)
@@ -146,11 +178,11 @@ def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learne
 def test_steps_logged_together_are_added_before_they_are_divided(plan_of: PlanOf, learned_of: LearnedOf) -> None:
     whole = Tallies()
     for step, answers in enumerate(([answer_text([CAT])], [answer_text([CAT, DOG]), "{}"])):
-        report = StepReport.opened(plan_of(step, Channel.B))
+        report = opened(plan_of(step, Channel.B))
         for answer in answers:
             report.add_rollout(learned_of(answer + "<|im_end|>", (CAT, DOG)), 0.0)
         whole += closed(report).tallies
-    whole += closed(StepReport.opened(plan_of(2, Channel.A))).tallies
+    whole += closed(opened(plan_of(2, Channel.A))).tallies
     metrics = whole.reduced()
     assert metrics["rollout/recall"] == pytest.approx(3 / 6)
     assert metrics["stage2/channel_b"] == pytest.approx(2 / 3)

@@ -159,7 +159,6 @@ RULES = [
     ([f"{ROLLOUT}.repeat_terminate.enabled=true"], f"{ROLLOUT}.repeat_terminate.enabled", "without a limit"),
     (["tuner.train_type=lora"], "tuner.train_type", "not built yet"),
     (["tuner.train_type=lora", "tuner.use_dora=true"], "tuner.use_dora", "not built yet"),
-    ([f"{ROLLOUT}.max_lag=1"], f"{ROLLOUT}.max_lag", "not built yet"),
     ([f"{ROLLOUT}.rollout_backend=vllm"], f"{ROLLOUT}.rollout_backend", "use hf"),
     (["training.report_to=wandb"], "training.report_to", "use none"),
 ]
