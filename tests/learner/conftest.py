@@ -1,6 +1,8 @@
 """A tiny model and packs of targets on it, for tests that run the real thing."""
 
-from collections.abc import Callable
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
+from learner.build import open_run
 from learner.data.images import ImageReader
 from learner.data.prompt import Encoder
 from learner.data.sample import EncodedImage, TrainingSample
-from learner.detection.record import GroundTruthObject, Record
+from learner.detection.record import GroundTruthObject, Record, read_records
+from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import LoadedModel, load_model, load_tokenizer
@@ -21,6 +26,7 @@ from learner.model.tiny import build_tiny
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepTotals
 from learner.rollouts.remote import RolloutRequest
+from learner.run import Run
 from shared.config.load import load_config
 from shared.config.models import Config
 
@@ -159,3 +165,41 @@ def config_of(checkpoint: Path, tmp_path: Path) -> Callable[..., Config]:
         return load_config(path, overrides)
 
     return load
+
+
+@pytest.fixture
+def answers(shapes: Path, checkpoint: Path) -> dict[str, list[int]]:
+    """For each record an answer that has its first object and misses the others."""
+    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+    return {
+        record.record_id: vocabulary.encode(answer_text(record.objects[:1]) + "<|im_end|>")
+        for name in ("train", "val")
+        for record in read_records(shapes / f"{name}.jsonl")
+    }
+
+
+@pytest.fixture
+def opened(
+    serving: Any, scripted: Any, config_of: Callable[..., Config], answers: dict[str, list[int]], shapes: Path,
+    tmp_path: Path,
+) -> Callable[..., AbstractAsyncContextManager[Run]]:  # fmt: skip
+    """Open a run beside a server that plays this script: three steps A, A, B of four records unless told otherwise."""
+
+    @asynccontextmanager
+    async def run(*overrides: str, **script: Any) -> AsyncIterator[Run]:
+        settings = scripted({"answers": answers, **script}, weights_root=tmp_path / "weights")
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        with serving(settings) as running:
+            config = config_of(
+                f"custom.train_jsonl={shapes / 'train.jsonl'}",
+                f"custom.val_jsonl={shapes / 'val.jsonl'}",
+                f"custom.extra.rollout_matching.vllm.server.servers=[{{base_url: '{running.url}'}}]",
+                "custom.extra.rollout_matching.max_new_tokens=100",
+                "training.max_steps=3",
+                "training.logging_steps=1",
+                *overrides,
+            )
+            async with open_run(config, Console(file=io.StringIO()), config.training.output_dir) as opened_run:
+                yield opened_run
+
+    return run

@@ -1,9 +1,8 @@
 """The training loop in this process, over a real server that answers what a script says."""
 
 import asyncio
-import io
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,11 @@ import anyio
 import orjson
 import pytest
 import torch
-from rich.console import Console
 
-from learner.build import open_run
-from learner.detection.record import read_records
-from learner.detection.serialize import answer_text
-from learner.detection.vocabulary import CoordinateVocabulary
 from learner.guard import RunLeftItsBands
-from learner.model.load import load_tokenizer
 from learner.run import Run
 from learner.train import train
 from learner.weight_sync.merge import full_weights
-from shared.config.models import Config
 from shared.errors import ConfigError, NonFiniteLoss, ProtocolError, ServerUnavailable, WeightSyncFailed
 
 pytestmark = pytest.mark.slow
@@ -30,44 +22,6 @@ pytestmark = pytest.mark.slow
 Opened = Callable[..., AbstractAsyncContextManager[Run]]
 B_ONLY = "custom.extra.stage2_ab.schedule.pattern=[B]"
 GUARD = "custom.extra.stage2_ab.guard"
-
-
-@pytest.fixture
-def answers(shapes: Path, checkpoint: Path) -> dict[str, list[int]]:
-    """For each record an answer that has its first object and misses the others."""
-    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
-    return {
-        record.record_id: vocabulary.encode(answer_text(record.objects[:1]) + "<|im_end|>")
-        for name in ("train", "val")
-        for record in read_records(shapes / f"{name}.jsonl")
-    }
-
-
-@pytest.fixture
-def opened(
-    serving: Any, scripted: Any, config_of: Callable[..., Config], answers: dict[str, list[int]], shapes: Path,
-    tmp_path: Path,
-) -> Opened:  # fmt: skip
-    """Open a run beside a server that plays this script: three steps A, A, B of four records unless told otherwise."""
-
-    @asynccontextmanager
-    async def run(*overrides: str, **script: Any) -> AsyncIterator[Run]:
-        settings = scripted({"answers": answers, **script}, weights_root=tmp_path / "weights")
-        (tmp_path / "weights").mkdir(exist_ok=True)
-        with serving(settings) as running:
-            config = config_of(
-                f"custom.train_jsonl={shapes / 'train.jsonl'}",
-                f"custom.val_jsonl={shapes / 'val.jsonl'}",
-                f"custom.extra.rollout_matching.vllm.server.servers=[{{base_url: '{running.url}'}}]",
-                "custom.extra.rollout_matching.max_new_tokens=100",
-                "training.max_steps=3",
-                "training.logging_steps=1",
-                *overrides,
-            )
-            async with open_run(config, Console(file=io.StringIO()), config.training.output_dir) as opened_run:
-                yield opened_run
-
-    return run
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

@@ -48,3 +48,12 @@ def test_the_length_of_a_run_comes_from_walking_the_pattern() -> None:
     assert planner().num_steps(1) == 2  # 4 + 4 records; the B step of 6 would be short
     assert planner().num_steps(1.4) == 3
     assert planner().num_steps(0.3) == 0
+
+
+def test_the_next_b_step_is_looked_for_no_further_than_asked() -> None:
+    first = planner().plan(0, 0)
+    assert planner().next_b(first, within=1) is None
+    found = planner().next_b(first, within=2)
+    assert found is not None
+    assert (found.step, found.channel, found.cursor) == (2, Channel.B, 14)
+    assert planner().next_b(found, within=0) is found
