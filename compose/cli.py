@@ -62,7 +62,7 @@ def evaluate(
     server_port: Annotated[int, typer.Option(help="Port of the first server; 0: any free one.")] = 0,
 ) -> None:
     """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures."""
-    model = () if checkpoint is None else (f"model.model={checkpoint}",)
+    model = () if checkpoint is None else (f"model.model={checkpoint}", "training.resume_from_checkpoint=null")
     launch = Launch(
         config=config,
         overrides=(*(overrides or ()), *model),
@@ -78,6 +78,12 @@ def evaluate(
 def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Write one self-contained HTML page about a run."""
     _become("learner.reporting.report", str(run_dir))
+
+
+@app.command(context_settings=PASS_THROUGH, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Write a plain Hugging Face checkpoint, adapters merged, for transformers and vLLM."""
+    _become("learner.export", *context.args)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 
 from learner.accounting import LearnerActivity, RunAccount
-from learner.checkpoint import Checkpoints, latest_checkpoint
+from learner.checkpoint import Checkpoints
 from learner.compute import ComputeLane
 from learner.data.images import ImageReader
 from learner.data.jsonl import Reading, RecordSource
@@ -39,10 +39,10 @@ from learner.reporting.sinks import Sinks
 from learner.rollouts.connect import server_clients
 from learner.rollouts.remote import RolloutServer
 from learner.run import Run
+from learner.start import start_of
 from learner.weight_sync.client import WeightChannel
 from shared.accounting import TimeAccount
 from shared.config.models import Config
-from shared.errors import ConfigError
 
 NUM_EVAL_PICTURES = 8
 
@@ -51,12 +51,12 @@ NUM_EVAL_PICTURES = 8
 async def open_run(config: Config, console: Console, folder: Path) -> AsyncIterator[Run]:
     """Wire the parts of a run that logs into `folder`; leaving the block closes them in reverse order."""
     training = config.training
-    model_name, resumed = starting_model(config)
-    tokenizer = load_tokenizer(model_name)
+    start = start_of(config)
+    tokenizer = load_tokenizer(start.model)
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
     encoder = Encoder(
         tokenizer,
-        ImageReader.from_checkpoint(model_name, config.template.max_pixels, config.template.min_pixels),
+        ImageReader.from_checkpoint(start.model, config.template.max_pixels, config.template.min_pixels),
         system=config.template.system,
         user_prompt=config.custom.user_prompt,
         num_workers=training.dataloader_num_workers,
@@ -65,20 +65,21 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     check_servers_are_named(config)
     planner = planner_for(config, source)
     progress = Progress(training.max_steps if training.max_steps > 0 else planner.num_steps(training.num_train_epochs))
-    with console.status(f"loading {model_name}"):
+    with console.status(f"loading {start.model}"):
         loaded = load_model(
-            model_name,
+            start.model,
             dtype=config.model.dtype,
             attn_impl=config.model.attn_impl,
             tuner=config.tuner,
             seed=training.seed,
+            adapters=start.adapters,
         )
     if training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = StepOptimizer(loaded.model, training, progress.num_steps)
     checkpoints = Checkpoints(loaded, optimizer, training, config.digest)
-    if resumed is not None:
-        state = checkpoints.restore(resumed)
+    if start.resumed is not None:
+        state = checkpoints.restore(start.resumed)
         progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
     teacher, sampling = teacher_for(config, vocabulary), sampling_for(config.rollout, vocabulary)
     async with AsyncExitStack() as stack:
@@ -129,20 +130,6 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             monitor=Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary),
             guard=Guard(config.stage2.guard),
         )
-
-
-def starting_model(config: Config) -> tuple[str, Path | None]:
-    """Where the weights come from: the checkpoint to resume, or `model.model`."""
-    wanted = config.training.resume_from_checkpoint
-    if not wanted:
-        return config.model.model, None
-    found = latest_checkpoint(config.training.output_dir) if wanted is True else Path(wanted)
-    if found is None:
-        raise ConfigError(
-            f"training.resume_from_checkpoint: true, but {config.training.output_dir} holds no whole checkpoint; "
-            "set it to null to start anew"
-        )
-    return str(found), found
 
 
 def training_source(

@@ -1,8 +1,7 @@
-"""Checkpoints: `checkpoint-N/` is a plain Hugging Face folder, with what a run needs to go on beside the weights."""
+"""Checkpoints: `checkpoint-N/` is a folder of transformers or of PEFT, with what a run needs to go on beside it."""
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,9 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.model.adapter_files import save_adapters
 from learner.model.load import LoadedModel
 from learner.optim import StepOptimizer
 from learner.progress import Progress
+from learner.whole_folder import whole_folder
 from shared.config.training import TrainingSection
 from shared.errors import ConfigError, DataError
 
@@ -29,7 +30,8 @@ WRITTEN_WITH_THE_MODEL = ("config.json", "generation_config.json")
 class TrainerState:
     """`trainer_state.json`. `files` maps the other files to their sizes in bytes, so that a broken folder shows.
 
-    The learning-rate schedule is not stored: it is a function of the step.
+    The learning-rate schedule is not stored: it is a function of the step. `base_dtype` is the type of the weights that
+    training began with, before it made float32 masters of them.
     """
 
     global_step: int
@@ -38,6 +40,7 @@ class TrainerState:
     best_global_step: int | None
     best_metric: float | None
     config_digest: str
+    base_dtype: str
     files: dict[str, int]
 
 
@@ -85,19 +88,13 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> Path:
         """Write `checkpoint-<step>`, whole or not at all; returns its folder."""
-        root = self._training.output_dir
-        final, partial = root / f"checkpoint-{progress.step}", root / f".checkpoint-{progress.step}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self._loaded.model.save_pretrained(partial)
-        copy_companions(self._loaded.folder, partial)
-        if not self._training.save_only_model:
-            save_file(training_tensors(self._optimizer, self._loaded.model), partial / TENSORS_FILE)
-        (partial / STATE_FILE).write_text(json.dumps(asdict(self._state(progress, partial)), indent=2) + "\n")
-        _sync_folder(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync_path(root)
+        final = self._training.output_dir / f"checkpoint-{progress.step}"
+        with whole_folder(final) as folder:
+            self._save_weights(folder)
+            copy_companions(self._loaded.folder, folder)
+            if not self._training.save_only_model:
+                save_file(training_tensors(self._optimizer, self._loaded.model), folder / TENSORS_FILE)
+            (folder / STATE_FILE).write_text(json.dumps(asdict(self._state(progress, folder)), indent=2) + "\n")
         self._saved_epoch = int(progress.epoch)
         self._prune()
         return final
@@ -121,6 +118,13 @@ class Checkpoints:
             self._best = (state.best_global_step, state.best_metric)
         return state
 
+    def _save_weights(self, folder: Path) -> None:
+        loaded = self._loaded
+        if loaded.adapters is None:
+            loaded.model.save_pretrained(folder)
+        else:
+            save_adapters(loaded.model, loaded.adapters, loaded.name, folder)
+
     def _state(self, progress: Progress, folder: Path) -> TrainerState:
         best_step, best_metric = self._best or (None, None)
         return TrainerState(
@@ -130,6 +134,7 @@ class Checkpoints:
             best_global_step=best_step,
             best_metric=best_metric,
             config_digest=self._digest,
+            base_dtype=base_dtype(self._loaded.folder),
             files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         )
 
@@ -177,6 +182,18 @@ def read_state(folder: Path) -> TrainerState:
     return state
 
 
+def base_dtype(folder: Path) -> str:
+    """The type of the weights that a model folder goes back to; checkpoints of ours say it of their own base."""
+    if (folder / STATE_FILE).is_file():
+        return read_state(folder).base_dtype
+    config = json.loads((folder / "config.json").read_text())
+    for section in (config, config.get("text_config", {})):
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key):
+                return str(section[key])
+    return "float32"
+
+
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy what belongs to a model besides its weights: tokenizer, processors, chat template, licence."""
     for path in source.iterdir():
@@ -220,18 +237,3 @@ def _restore_generator(device: str, state: torch.Tensor) -> None:
         torch.set_rng_state(state)
     elif torch.device(device).index < torch.cuda.device_count():
         torch.cuda.set_rng_state(state, device)
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        _sync_path(path)
-    _sync_path(folder)
-
-
-def _sync_path(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

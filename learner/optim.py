@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,13 @@ def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGro
         "vit": training.vit_lr or training.learning_rate,
         "aligner": training.aligner_lr or training.learning_rate,
     }
-    names: dict[tuple[Kind, Part, bool], list[str]] = {}
+    names: dict[tuple[Kind, Part, bool], list[str]] = {
+        (kind, part, decays): [] for kind in get_args(Kind) for part in rates for decays in (True, False)
+    }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             optimizer: Kind = "muon" if name in hidden else "adamw"
-            names.setdefault((optimizer, part_of(name), parameter.ndim >= 2), []).append(name)
+            names[optimizer, part_of(name), parameter.ndim >= 2].append(name)
     return [
         ParameterGroup(
             optimizer=optimizer,
@@ -57,6 +59,7 @@ def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGro
             names=tuple(members),
         )
         for (optimizer, part, decays), members in names.items()
+        if members
     ]
 
 

@@ -13,6 +13,7 @@ from rollout_server.app import create_app
 from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine
 from rollout_server.settings import EngineName, ServerSettings, limits_for
+from shared.base_model import base_model
 from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
 from shared.streams import task_group
@@ -27,12 +28,13 @@ GRACE_S = 2
 def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings:
     """What `config` says of the server, with the command line's `options` over it.
 
-    Raises ConfigError for a backend that is not installed here and for a token that is needed and missing.
+    In place of adapters their base model is served; the learner's first publish brings the rest. Raises ConfigError for
+    a backend that is not installed here and for a token that is needed and missing.
     """
     vllm = config.rollout.vllm
     host = options.host or vllm.server.host
     return ServerSettings(
-        model=options.model or config.model.model,
+        model=base_model(options.model or config.model.model),
         engine=options.engine or _engine(config.rollout.rollout_backend),
         limits=limits_for(config.max_model_len, vllm.max_num_seqs),
         host=host,

@@ -26,14 +26,15 @@ BASE = ".base_layer"
 
 
 @dataclass(frozen=True)
-class TrainedModules:
-    """Full names of the modules that a LoRA run trains: by an adapter, or whole."""
+class Adapters:
+    """What a LoRA run trains: full names of the modules with an adapter, and of those that are trained whole."""
 
+    tuner: TunerSection
     adapted: tuple[str, ...]
     whole: tuple[str, ...]
 
 
-def trained_modules(model: Any, tuner: TunerSection) -> TrainedModules:
+def adapters_for(model: Any, tuner: TunerSection) -> Adapters:
     """Read `target_modules` or `target_regex`, `modules_to_save` and the frozen parts against a model.
 
     Candidates for an adapter are the linear layers of parts that are not frozen, outside of `modules_to_save`; the head
@@ -53,29 +54,34 @@ def trained_modules(model: Any, tuner: TunerSection) -> TrainedModules:
         and part_of(name) not in frozen
         and not _inside(name, whole)
     ]
-    return TrainedModules(_targets(candidates, tuner), whole)
+    return Adapters(tuner, _targets(candidates, tuner), whole)
 
 
-def add_adapters(model: Any, modules: TrainedModules, tuner: TunerSection, seed: int) -> None:
+def peft_config(adapters: Adapters) -> Any:
+    """PEFT's LoraConfig of the adapters. Modules to save stay out of it: they are trained where they are."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapters.tuner.lora_rank,
+        lora_alpha=adapters.tuner.lora_alpha,
+        lora_dropout=adapters.tuner.lora_dropout,
+        use_dora=adapters.tuner.use_dora,
+        target_modules=list(adapters.adapted),
+    )
+
+
+def add_adapters(model: Any, adapters: Adapters, seed: int) -> None:
     """Put fresh adapters on a float32 model; they change nothing yet. All but what is trained is frozen.
 
     Their initial weights depend on `seed` alone; the process's random numbers go on as if nothing had been drawn.
     """
-    model.requires_grad_(False)
-    if modules.adapted:
-        from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-        config = LoraConfig(
-            r=tuner.lora_rank,
-            lora_alpha=tuner.lora_alpha,
-            lora_dropout=tuner.lora_dropout,
-            use_dora=tuner.use_dora,
-            target_modules=list(modules.adapted),
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, model, ADAPTER)
-    for name in modules.whole:
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(peft_config(adapters), model, ADAPTER)
+    for name in adapters.whole:
         model.get_submodule(name).requires_grad_(True)
 
 
@@ -123,8 +129,11 @@ def _targets(candidates: Sequence[str], tuner: TunerSection) -> tuple[str, ...]:
     names = [name for name in tuner.target_modules if name != ALL_LINEAR]
     matched = _named(candidates, names, "tuner.target_modules", "linear layer that may have an adapter")
     chosen = candidates if ALL_LINEAR in tuner.target_modules else matched
-    if not chosen and not tuner.modules_to_save:
-        raise ConfigError("tuner.target_modules: no linear layer may have an adapter; free a part that is frozen")
+    if not chosen:
+        raise ConfigError(
+            "tuner.target_modules: no linear layer may have an adapter; free a part, or train whole modules by "
+            "train_type full and freeze_*"
+        )
     return tuple(chosen)
 
 

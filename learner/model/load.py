@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from learner.model.adapters import add_adapters, hold_base_in, trained_modules
+from learner.model.adapter_files import load_adapters
+from learner.model.adapters import Adapters, adapters_for, add_adapters, hold_base_in
 from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
 from learner.model.freeze import freeze
 from learner.packing.collate import Layout
@@ -24,15 +25,18 @@ class LoadedModel:
     """A Qwen3-VL and what the code around it asks about it.
 
     `model` is transformers' own module with its own parameter names, adapters injected in place if there are any;
-    trained weights are float32 whatever `compute_dtype` says. `folder` is the checkpoint it came from.
+    trained weights are float32 whatever `compute_dtype` says. `name` is the checkpoint it came from, an absolute
+    directory or a hub id, and `folder` where that lies on this machine. `adapters` is None where training is full.
     """
 
     model: Any
+    name: str
     folder: Path
     device: torch.device
     compute_dtype: torch.dtype
     image_token_id: int
     merge_size: int
+    adapters: Adapters | None = None
 
     @property
     def layout(self) -> Layout:
@@ -57,12 +61,14 @@ def load_model(
     device: str | None = None,
     tuner: TunerSection = EVERYTHING,
     seed: int = 0,
+    adapters: Path | None = None,
 ) -> LoadedModel:
     """Load a checkpoint folder or hub id and make it ready to be trained as `tuner` says.
 
     `dtype` is the compute type: float32, bfloat16, or auto = bfloat16 where the device multiplies it natively.
-    `attn_impl` is transformers' name of an attention, or auto. `seed` draws the initial weights of adapters. Raises
-    ConfigError for a model of another family, and for modules named in `tuner` that it does not have.
+    `attn_impl` is transformers' name of an attention, or auto. Adapters begin with weights drawn from `seed`, or with
+    those of the folder `adapters`. Raises ConfigError for a model of another family, for modules named in `tuner` that
+    it does not have, and for a folder whose adapters are others.
     """
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar
@@ -78,19 +84,25 @@ def load_model(
         folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl)
     )
     use_fast_kernels(model)
+    trained = None
     if tuner.train_type == "lora":
-        add_adapters(model, trained_modules(model, tuner), tuner, seed)
+        trained = adapters_for(model, tuner)
+        add_adapters(model, trained, seed)
         hold_base_in(model, compute_dtype)
+        if adapters is not None:
+            load_adapters(model, trained, adapters)
     else:
         freeze(model, tuner)
     model.to(target).train()
     return LoadedModel(
         model=model,
+        name=str(folder.resolve()) if Path(name).is_dir() else name,
         folder=folder,
         device=target,
         compute_dtype=compute_dtype,
         image_token_id=int(config.image_token_id),
         merge_size=int(config.vision_config.spatial_merge_size),
+        adapters=trained,
     )
 
 

@@ -23,7 +23,7 @@ class Problem:
 
 def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
     """All broken rules; an empty list is a configuration that can run."""
-    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _evaluation, _lengths, _repeats, _not_yet]
+    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _evaluation, _lengths, _repeats, _not_yet]
     problems = [problem for rule in rules for problem in rule(config)]
     if world_size > 1:
         key = f"{ROLLOUT}.vllm.mode"
@@ -93,17 +93,10 @@ def _pipeline(config: Config) -> Iterator[Problem]:
 
 
 def _optimizer(config: Config) -> Iterator[Problem]:
-    training, tuner = config.training, config.tuner
-    if training.optim == "muon" and tuner.train_type != "full":
-        yield Problem(
-            ("training.optim", "tuner.train_type"), f"muon needs train_type full, got {tuner.train_type}; use adamw"
-        )
-    if tuner.use_dora and tuner.train_type != "lora":
-        yield Problem(("tuner.use_dora", "tuner.train_type"), f"true needs train_type lora, got {tuner.train_type}")
-    if tuner.train_type == "full" and tuner.freeze_llm and tuner.freeze_vit and tuner.freeze_aligner:
-        yield Problem(
-            ("tuner.freeze_llm", "tuner.freeze_vit", "tuner.freeze_aligner"), "all parts are frozen; free at least one"
-        )
+    training = config.training
+    if training.optim == "muon" and config.tuner.train_type != "full":
+        kind = config.tuner.train_type
+        yield Problem(("training.optim", "tuner.train_type"), f"muon needs train_type full, got {kind}; use adamw")
     warmup, decay = training.warmup_ratio, training.lr_decay_ratio
     if training.lr_scheduler_type == "warmup_stable_decay" and warmup + decay > 1:
         yield Problem(
@@ -111,6 +104,22 @@ def _optimizer(config: Config) -> Iterator[Problem]:
         )
     if "none" in training.report_to and len(training.report_to) > 1:
         yield Problem(("training.report_to",), f"none stands alone, got {list(training.report_to)}")
+
+
+def _tuner(config: Config) -> Iterator[Problem]:
+    tuner = config.tuner
+    if tuner.use_dora and tuner.train_type != "lora":
+        yield Problem(("tuner.use_dora", "tuner.train_type"), f"true needs train_type lora, got {tuner.train_type}")
+    if tuner.freeze_llm and tuner.freeze_vit and tuner.freeze_aligner:
+        yield Problem(
+            ("tuner.freeze_llm", "tuner.freeze_vit", "tuner.freeze_aligner"), "all parts are frozen; free at least one"
+        )
+    if tuner.target_regex is not None and tuner.target_modules != ("all-linear",):
+        yield Problem(
+            ("tuner.target_regex", "tuner.target_modules"),
+            f"says itself which modules get an adapter, got target_modules {list(tuner.target_modules)} beside it; "
+            "leave one of them out",
+        )
 
 
 def _evaluation(config: Config) -> Iterator[Problem]:
@@ -154,8 +163,6 @@ def _repeats(config: Config) -> Iterator[Problem]:
 
 
 NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
-    ("tuner.train_type", lambda c: c.tuner.train_type == "lora", "lora is not built yet; use full"),
-    ("tuner.use_dora", lambda c: c.tuner.use_dora, "DoRA is not built yet; use train_type full"),
     (
         f"{ROLLOUT}.rollout_backend",
         lambda c: c.rollout.rollout_backend == "vllm" and c.decodes,

@@ -1,9 +1,10 @@
 """The sections that are not about detection: model, prompt template, what is trained, and the training run."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from shared.config.section import Section
 
@@ -14,9 +15,19 @@ def _one_or_many(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _regular_expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    return value
+
+
 def _no_for_false(value: object) -> object:
     return "no" if value is False else value
 
+
+RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
 
 MayBeNo = BeforeValidator(_no_for_false)
 """YAML reads a bare `no` as false; it is meant as the word."""
@@ -57,13 +68,19 @@ class TunerSection(Section):
     lora_alpha: float = Field(default=32, gt=0, description="scale of the adapters: alpha / rank")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in front of the adapters")
     target_modules: Annotated[tuple[str, ...], OneOrMany] = Field(
-        default=("all-linear",), description="modules that get an adapter, by name"
+        default=("all-linear",),
+        min_length=1,
+        description="linear layers that get an adapter, by the end of their dotted name; all-linear = all but the head",
     )
-    target_regex: str | None = Field(default=None, description="modules that get an adapter, by regular expression")
-    freeze_llm: bool = Field(default=False, description="leave the language model as it is")
-    freeze_vit: bool = Field(default=False, description="leave the vision tower as it is")
-    freeze_aligner: bool = Field(default=False, description="leave the vision-to-language merger as it is")
-    modules_to_save: tuple[str, ...] = Field(default=(), description="modules trained in full beside the adapters")
+    target_regex: RegularExpression | None = Field(
+        default=None, description="the same by a regular expression for the whole dotted name, instead"
+    )
+    freeze_llm: bool = Field(default=False, description="leave the language model as it is: no adapters either")
+    freeze_vit: bool = Field(default=False, description="leave the vision tower as it is: no adapters either")
+    freeze_aligner: bool = Field(default=False, description="leave the mergers as they are: no adapters either")
+    modules_to_save: Annotated[tuple[str, ...], OneOrMany] = Field(
+        default=(), description="modules trained whole beside the adapters, in frozen parts too"
+    )
 
 
 class TrainingSection(Section):

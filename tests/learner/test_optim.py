@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from learner.model.freeze import freeze
+from learner.model.freeze import freeze, part_of
+from learner.model.load import load_model
 from learner.optim import MUON_LR_RATIO, StepOptimizer, parameter_groups
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError
@@ -40,6 +41,24 @@ def test_weight_decay_falls_on_matrices_only(workbench: Any) -> None:
     named = dict(workbench.loaded.model.named_parameters())
     for group in parameter_groups(workbench.loaded.model, training(weight_decay=0.1)):
         assert {named[name].ndim >= 2 for name in group.names} == {group.weight_decay == 0.1}
+
+
+def test_the_rate_that_is_logged_is_the_language_models(workbench: Any) -> None:
+    keys = training(optim="muon", vit_lr=0.001, aligner_lr=0.004)
+    assert StepOptimizer(workbench.loaded.model, keys, 10).learning_rate == 0.002
+
+
+def test_adapters_have_the_rates_of_their_parts_and_magnitudes_do_not_decay(tiny_folder: Path) -> None:
+    tuner = TunerSection(train_type="lora", use_dora=True)
+    model = load_model(str(tiny_folder), device="cpu", tuner=tuner).model
+    groups = parameter_groups(model, training(vit_lr=0.001, aligner_lr=0.004, weight_decay=0.1))
+    rates = {"llm": 0.002, "vit": 0.001, "aligner": 0.004}
+    assert {group.part: group.learning_rate for group in groups} == rates
+    for group in groups:
+        assert {part_of(name) for name in group.names} == {group.part}
+        assert all(("magnitude" in name) == (group.weight_decay == 0) for name in group.names)
+    taken = {name for group in groups for name in group.names}
+    assert taken == {name for name, _ in model.named_parameters() if ".lora_" in name}
 
 
 def test_frozen_parts_are_in_no_group(workbench: Any) -> None:

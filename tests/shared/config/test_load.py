@@ -157,8 +157,9 @@ RULES = [
     (["template.min_pixels=9", "template.max_pixels=8"], "template.min_pixels", "got 9 and 8"),
     ([f"{ROLLOUT}.repeat_terminate.ngram_size=3"], f"{ROLLOUT}.repeat_terminate.ngram_size", "got 3 and 0"),
     ([f"{ROLLOUT}.repeat_terminate.enabled=true"], f"{ROLLOUT}.repeat_terminate.enabled", "without a limit"),
-    (["tuner.train_type=lora"], "tuner.train_type", "not built yet"),
-    (["tuner.train_type=lora", "tuner.use_dora=true"], "tuner.use_dora", "not built yet"),
+    (["tuner.train_type=lora", "tuner.target_regex=a(b"], "tuner.target_regex", "no regular expression"),
+    (["tuner.target_regex=.*", "tuner.target_modules=[q_proj]"], "tuner.target_regex", "leave one of them out"),
+    (["tuner.train_type=lora", "tuner.target_modules=[]"], "tuner.target_modules", "at least 1"),
     ([f"{ROLLOUT}.rollout_backend=vllm"], f"{ROLLOUT}.rollout_backend", "use hf"),
     (["training.report_to=wandb"], "training.report_to", "use none"),
 ]
