@@ -1,7 +1,7 @@
 """The HTTP application: routes, and which part answers each."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +14,7 @@ from rollout_server.engines.base import Engine
 from rollout_server.guard import BearerGate, BodyLimit, refusal_response
 from rollout_server.identity import tokenizer_digest
 from rollout_server.metrics import ServerCollector, server_registry
+from rollout_server.openapi import openapi_document
 from rollout_server.refusal import ManifestRefused, Refusal
 from rollout_server.rollouts import BatchStream
 from rollout_server.settings import ServerSettings
@@ -49,6 +50,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     _mount_info(app, engine, settings, weights)
     _mount_rollouts(app, engine, settings, admission, weights)
     _mount_weights(app, engine, weights)
+    _mount_document(app)
     _mount_errors(app)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
     app.add_middleware(BearerGate, token=settings.token, public_paths=PUBLIC_PATHS)
@@ -122,6 +124,12 @@ def _mount_weights(app: FastAPI, engine: Engine, weights: WeightService) -> None
     async def abort(request: Request) -> WeightStatus:
         await _body(request, WeightCommit)
         return weights.abort()
+
+
+def _mount_document(app: FastAPI) -> None:
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> dict[str, Any]:
+        return openapi_document(app)
 
 
 def _mount_errors(app: FastAPI) -> None:
