@@ -40,7 +40,7 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     document: dict[str, Any] = get_openapi(
         title=app.title, version=str(WIRE_VERSION), routes=app.routes, separate_input_output_schemas=False
     )
-    described = (ErrorBody, HealthReport, WeightRefused, *BODIES.values(), *LINES)
+    described: tuple[type[WireModel], ...] = (ErrorBody, HealthReport, WeightRefused, *BODIES.values(), *LINES)
     _, schemas = models_json_schema([(model, "validation") for model in described], ref_template=REF)
     document["components"] = {
         "schemas": {**document.get("components", {}).get("schemas", {}), **schemas["$defs"]},
