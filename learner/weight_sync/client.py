@@ -10,6 +10,10 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 
 
+class ServerAway(WeightSyncFailed):
+    """A server cannot be reached or is still starting; it may come back and be sent the weights then."""
+
+
 class WeightChannel:
     """HTTP client of one server's weight transaction. A call may take `timeout_s`.
 
@@ -50,9 +54,11 @@ class WeightChannel:
                 method, path, content=body, headers={"content-type": kind}, timeout=self._timeout_s
             )
         except httpx.TransportError as error:
-            raise WeightSyncFailed(f"{self.name}{path} failed: {error!r}") from error
+            raise ServerAway(f"{self.name}{path} failed: {error!r}") from error
         if response.status_code == 422:
             raise WeightSyncFailed(f"{self.name} refuses the weights: {mismatches(response.content)}")
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise ServerAway(str(refusal(self.name, response.status_code, response.content)))
         if not response.is_success:
             raise WeightSyncFailed(str(refusal(self.name, response.status_code, response.content)))
         return response.content

@@ -12,7 +12,7 @@ from uuid import uuid4
 import anyio
 import torch
 
-from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.client import ServerAway, WeightChannel
 from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update
 from shared.errors import WeightSyncFailed
 from shared.streams import task_group
@@ -88,7 +88,7 @@ class WeightPublisher:
         """Bring the servers to the weights of `step`; at once when they were published before.
 
         A server that cannot take them is left out; it then serves its old version or is not ready. Raises
-        WeightSyncFailed when no server is left.
+        WeightSyncFailed when no server is left, unless one may come back: `resend` then brings it up.
         """
         version = PolicyVersion(incarnation=self._incarnation, step=step)
         async with self._turn:
@@ -119,20 +119,30 @@ class WeightPublisher:
         started = time.monotonic()
         merging, failures = await self._able_to_merge() if self._snapshots.merged else ([], {})
         whole = [channel for name, channel in self._channels.items() if channel not in merging and name not in failures]
-        merged = await self._send("merged", version, merging)
+        merged = full = _Sent()
+        # Something is written even if nobody can take it now: a server that comes back is brought up with it.
+        merges = self._snapshots.merged is not None and "full" in self._kept
+        if merging or (merges and not whole):
+            merged = await self._send("merged", version, merging)
         if merged.failures and self._fallback_to_full:
             LOG.warning("step %d: %s; sending everything", version.step, told(merged.failures))
             whole += [self._channels[name] for name in merged.failures]
         else:
             failures |= merged.failures
-        full = await self._send("full", version, whole)
-        failures |= full.failures
-        if failures and len(failures) == len(self._channels):
+        if whole or not merges:
+            full = await self._send("full", version, whole)
+            failures |= full.failures
+        self._check_left(version, failures)
+        seconds = time.monotonic() - started
+        return Published(version, seconds, merged.num_bytes + full.num_bytes, tuple(failures))
+
+    def _check_left(self, version: PolicyVersion, failures: Failures) -> None:
+        """Tell which servers are left out; raise when that is all of them and none of those may come back."""
+        may_come_back = any(isinstance(failure, ServerAway) for failure in failures.values())
+        if failures and len(failures) == len(self._channels) and not may_come_back:
             raise as_one(failures)
         if failures:
             LOG.warning("step %d: %s; left out of it", version.step, told(failures))
-        seconds = time.monotonic() - started
-        return Published(version, seconds, merged.num_bytes + full.num_bytes, tuple(failures))
 
     async def _able_to_merge(self) -> tuple[list[WeightChannel], Failures]:
         """The servers that hold whole weights of this learner, and those that say nothing."""
@@ -147,8 +157,6 @@ class WeightPublisher:
 
     async def _send(self, mode: SyncMode, version: PolicyVersion, channels: Sequence[WeightChannel]) -> "_Sent":
         """Write an update and bring it to `channels`."""
-        if not channels:
-            return _Sent()
         # A merged file lies over the full one. What is replaced goes first, so that two never fill the memory.
         for stale in _REPLACED_BY[mode] & self._kept.keys():
             self._kept.pop(stale).drop()

@@ -92,11 +92,19 @@ async def test_a_failed_load_is_repaired_by_the_next_publish(site_of) -> None:
     assert (await site.clients[0].get("/ready/")).status_code == 200
 
 
-async def test_a_server_that_is_gone_fails_the_publish(site_of) -> None:
+@pytest.mark.parametrize("merges", [False, True])
+async def test_a_server_that_is_away_is_brought_up_when_it_is_back(site_of, merges: bool, caplog) -> None:
     site = await site_of({})
-    site.clients[0].base_url = "http://127.0.0.1:9"
-    with pytest.raises(WeightSyncFailed, match="ConnectError"):
-        await site.publisher().publish_if_stale(1)
+    publisher = site.publisher(merges=merges)
+    await publisher.publish_if_stale(1)
+    url, site.clients[0].base_url = site.clients[0].base_url, "http://127.0.0.1:9"
+    published = await publisher.publish_if_stale(2)
+    assert published.left_out == (site.channels[0].name,)
+    assert "left out of it" in caplog.text
+    site.clients[0].base_url = url
+    assert await publisher.resend(site.channels[0].name) == published.version
+    assert await site.held() == [published.version]
+    assert site.files() == (["1-full", "2-merged"] if merges else ["2-full"])
 
 
 async def test_after_a_full_update_only_what_was_touched_is_sent(site_of) -> None:
