@@ -1,7 +1,7 @@
 """One optimizer step: gradients of its packs, summed, then one move of the weights."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,10 +11,22 @@ from learner.losses.terms import NUM_CORNER_VALUES
 from learner.model.load import LoadedModel
 from learner.objectives.objective import Objective
 from learner.optim import StepOptimizer
-from learner.packing.collate import collate
+from learner.packing.collate import PackedBatch, collate
 from learner.packing.packer import Pack
+from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals
+from learner.stopwatch import Stopwatch
 from shared.errors import NonFiniteLoss
+
+
+@dataclass(frozen=True)
+class LaidOutPack:
+    """A pack as tensors on the learner's device, with what it was made of and the seconds that took."""
+
+    batch: PackedBatch
+    num_tokens: int
+    capacity: int
+    collate_s: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class _Learned:
 
 
 class Learner:
-    """Owns the model's gradients. All its methods run on the compute lane.
+    """Owns the model's gradients. Its methods run on the compute lane, but for `lay_out`, which runs beside it.
 
     `max_grad_norm` 0 switches clipping off.
     """
@@ -79,9 +91,10 @@ class Learner:
         self._pad_token_id = pad_token_id
         self._max_grad_norm = max_grad_norm
         self._learned: list[_Learned] = []
+        self._copies = None if loaded.device.type == "cpu" else torch.Stream(device=loaded.device)
 
-    def accumulate(self, pack: Pack[TrainingSample], objective: Objective, totals: StepTotals) -> PackReport:
-        """Add a pack's gradient to the step's. `totals` are the step's, so packs add up whatever their sizes."""
+    def lay_out(self, pack: Pack[TrainingSample]) -> LaidOutPack:
+        """Make a pack's tensors. Touches no weights, so the next pack is laid out while this one is learned."""
         started = time.perf_counter()
         batch = collate(
             pack,
@@ -89,21 +102,33 @@ class Learner:
             pad_token_id=self._pad_token_id,
             merge_size=self.loaded.merge_size,
             layout=self.loaded.layout,
-        ).to(self.loaded.device)
-        collated = time.perf_counter()
-        terms = objective(self.loaded, batch, totals)
-        self._wait_for_device()
-        forwarded = time.perf_counter()
+        )
+        batch = replace(batch, patches=patch_layout(self.loaded.model.model.visual, batch.image_grid))
+        if self._copies is not None:
+            with self._copies:  # on the stream of the model's work it would wait for the pack that is being learned
+                batch = batch.pinned().to(self.loaded.device)
+            self._copies.synchronize()
+        return LaidOutPack(batch, pack.num_tokens, pack.capacity, time.perf_counter() - started)
+
+    def accumulate(self, pack: LaidOutPack, objective: Objective, totals: StepTotals) -> PackReport:
+        """Add a pack's gradient to the step's. `totals` are the step's, so packs add up whatever their sizes.
+
+        Nothing on the way waits for the device; the end of it does, so that a learner that is free can start at once.
+        """
+        watch = Stopwatch(self.loaded.device)
+        terms = objective(self.loaded, pack.batch, totals)
+        watch.mark()
         terms.total.backward()
-        self._wait_for_device()
-        self._learned.append(_Learned(batch.record_ids, terms.num_boxes, terms.sums()))
+        watch.mark()
+        self._learned.append(_Learned(pack.batch.record_ids, terms.num_boxes, terms.sums()))
+        forward_s, backward_s = watch.laps()
         return PackReport(
-            num_targets=len(pack.items),
+            num_targets=pack.batch.num_samples,
             num_tokens=pack.num_tokens,
             capacity=pack.capacity,
-            collate_s=collated - started,
-            forward_s=forwarded - collated,
-            backward_s=time.perf_counter() - forwarded,
+            collate_s=pack.collate_s,
+            forward_s=forward_s,
+            backward_s=backward_s,
         )
 
     def update(self) -> Update:
@@ -141,11 +166,6 @@ class Learner:
         """L2 norm of all gradients as they were; scales them down to `max_grad_norm` if they are longer."""
         bound = self._max_grad_norm or float("inf")
         return float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, bound))
-
-    def _wait_for_device(self) -> None:
-        """Let an accelerator finish, so that forward and backward are timed for what they take."""
-        if self.loaded.device.type != "cpu":
-            torch.accelerator.synchronize(self.loaded.device)
 
 
 def _check_finite(learned: list[_Learned], sums: Tensor, norm: float) -> None:

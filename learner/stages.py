@@ -11,6 +11,9 @@ hangs.
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
+
+import anyio.to_thread
 
 from learner.data.prompt import Encoder
 from learner.data.sample import TrainingSample
@@ -24,6 +27,8 @@ from learner.rollouts.remote import LostSample
 from learner.teacher import Teacher
 from shared.errors import ProtocolError
 from shared.streams import prefetched
+
+Made = TypeVar("Made")
 
 TargetsOf = Callable[[int], AsyncGenerator[TrainingSample, None]]
 """What is taught of the step's group at this place."""
@@ -68,10 +73,23 @@ def rollout_targets(step: StepPlan, decoder: Decoder, teacher: Teacher, report: 
 
 @asynccontextmanager
 async def packed(
-    step: StepPlan, targets_of: TargetsOf, packer: GroupPacker[TrainingSample], in_order: bool = False
-) -> AsyncIterator[AsyncIterator[Pack[TrainingSample]]]:
-    """The step's packs, made while the body learns; no pack holds targets of two groups."""
+    step: StepPlan,
+    targets_of: TargetsOf,
+    packer: GroupPacker[TrainingSample],
+    lay_out: Callable[[Pack[TrainingSample]], Made],
+    in_order: bool = False,
+) -> AsyncIterator[AsyncIterator[Made]]:
+    """The step's packs, made and laid out while the body learns; no pack holds targets of two groups."""
     feed = PackFeed(packer, in_order)
     groups = (targets_of(group) for group in range(len(step.groups)))
-    async with prefetched(feed.packs(groups), depth=1) as packs:
+    async with prefetched(on_a_thread(lay_out, feed.packs(groups)), depth=1) as packs:
         yield feed.asking(packs)
+
+
+async def on_a_thread(
+    lay_out: Callable[[Pack[TrainingSample]], Made], packs: AsyncGenerator[Pack[TrainingSample], None]
+) -> AsyncGenerator[Made, None]:
+    """Lay packs out on a worker thread, one at a time."""
+    async with aclosing(packs):
+        async for pack in packs:
+            yield await anyio.to_thread.run_sync(lay_out, pack)

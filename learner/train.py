@@ -21,7 +21,7 @@ async def train(run: Run) -> None:
                 case Channel.B:
                     objective = run.objectives.rollout_matching
                     targets = rollout_targets(step, run.decoder, run.teacher, report)
-            async with packed(step, targets, run.packer, run.in_order) as packs:
+            async with packed(step, targets, run.packer, run.learner.lay_out, run.in_order) as packs:
                 async for pack in packs:  # decoding goes on while we learn
                     report.add_pack(await run.compute(run.learner.accumulate, pack, objective, step.totals))
             update = await run.compute(run.learner.update)  # exactly one optimizer step

@@ -1,5 +1,6 @@
 """From a pack of targets to the tensors of one forward pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -67,14 +68,19 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with all that a step reads on `device`."""
-        if self.input_ids.device == device:
-            return self
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor) and field.name != "image_grid"
-        }
-        return replace(self, **moved, patches=self.patches and self.patches.to(device))
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, patches=self.patches and self.patches.to(device))
+
+    def pinned(self) -> "PackedBatch":
+        """The same batch in page-locked memory, from which a device copies while the host goes on."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        """The same batch with its tensors changed, but for what stays on the host."""
+        names = (field.name for field in fields(self) if field.name not in ("image_grid", "patches"))
+        tensors = {name: getattr(self, name) for name in names}
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

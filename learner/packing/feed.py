@@ -4,13 +4,15 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
-from typing import Generic, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from learner.packing.packer import Item, Pack
 from shared.streams import task_group
+
+Made = TypeVar("Made")
 
 LINGER_S = 0.002
 """What arrives within so many seconds of each other is learned together, even by an idle learner."""
@@ -52,8 +54,8 @@ class PackFeed(Generic[Item]):
                     self._num_wanted -= 1
                     yield pack
 
-    async def asking(self, packs: MemoryObjectReceiveStream[Pack[Item]]) -> AsyncIterator[Pack[Item]]:
-        """Read `packs` at the other end of the hand-offs; waiting for the next is asking for it."""
+    async def asking(self, packs: MemoryObjectReceiveStream[Made]) -> AsyncIterator[Made]:
+        """Read what `packs` became at the other end of the hand-offs; waiting for the next is asking for it."""
         while True:
             self._num_wanted += 1
             self._changed.set()

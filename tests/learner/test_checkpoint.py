@@ -41,7 +41,7 @@ class Trained:
         objective = Supervised(LastPass(LossWeights(), self.bench.coordinate_ids))
         for _ in range(steps):
             sample = self.bench.sample(self.progress.step, 2)
-            self.learner.accumulate(pack_of(sample), objective, totals_of(sample))
+            self.learner.accumulate(self.learner.lay_out(pack_of(sample)), objective, totals_of(sample))
             losses.append(self.learner.update().loss)
             self.progress.step += 1
             self.progress.cursor += 1

@@ -44,7 +44,7 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
         samples = [bench.sample(seed, seed) for seed in range(4)]
         totals = step_totals_of(*samples)
         for start, end in pairwise(cuts):
-            learner.accumulate(pack_of(*samples[start:end]), channel_a(bench), totals)
+            learner.accumulate(learner.lay_out(pack_of(*samples[start:end])), channel_a(bench), totals)
         updates.append(learner.update())
         moved.append(weights_of(bench))
     assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-5)
@@ -57,7 +57,7 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
 def test_the_loss_is_made_of_its_reported_sums(workbench: Any, pack_of: Any, step_totals_of: Any) -> None:
     samples = [workbench.sample(seed, 2) for seed in range(3)]
     learner = learner_on(workbench)
-    learner.accumulate(pack_of(*samples), channel_a(workbench), step_totals_of(*samples))
+    learner.accumulate(learner.lay_out(pack_of(*samples)), channel_a(workbench), step_totals_of(*samples))
     update = learner.update()
     boxes = 2.0 * update.bbox_l1 + 1.0 * update.bbox_giou
     assert update.loss == pytest.approx(update.ce / 3 + boxes / 6 + update.coord / 24, rel=1e-5)
@@ -69,7 +69,7 @@ def test_a_lost_sample_counts_as_zero(workbench_of: Any, pack_of: Any, step_tota
     for planned in (1, 2):
         bench = workbench_of()
         learner, twins = learner_on(bench), [bench.sample(0, 2), bench.sample(0, 2)]
-        learner.accumulate(pack_of(twins[0]), channel_a(bench), step_totals_of(*twins[:planned]))
+        learner.accumulate(learner.lay_out(pack_of(twins[0])), channel_a(bench), step_totals_of(*twins[:planned]))
         losses.append(learner.update().loss)
     assert losses[1] == pytest.approx(losses[0] / 2)
 
@@ -92,7 +92,7 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(
     learner, sample = learner_on(workbench, max_grad_norm=bound), workbench.sample(0, 2)
     seen: list[float] = []
     learner.optimizer.optimizers["adamw"].register_step_pre_hook(lambda *_: seen.append(norm()))
-    learner.accumulate(pack_of(sample), channel_a(workbench), step_totals_of(sample))
+    learner.accumulate(learner.lay_out(pack_of(sample)), channel_a(workbench), step_totals_of(sample))
     before = norm()
     assert learner.update().grad_norm == pytest.approx(before, rel=1e-3)
     assert seen == pytest.approx([bound or before], rel=1e-3)
@@ -105,14 +105,14 @@ def test_a_loss_that_is_not_finite_names_its_records_and_moves_nothing(
     broken = replace(bad, image=replace(bad.image, pixel_values=np.full_like(bad.image.pixel_values, np.nan)))
     learner, totals = learner_on(workbench, optim="muon"), step_totals_of(good, bad)
     before = weights_of(workbench)
-    learner.accumulate(pack_of(good), channel_a(workbench), totals)
-    learner.accumulate(pack_of(broken), channel_a(workbench), totals)
+    learner.accumulate(learner.lay_out(pack_of(good)), channel_a(workbench), totals)
+    learner.accumulate(learner.lay_out(pack_of(broken)), channel_a(workbench), totals)
     with pytest.raises(NonFiniteLoss, match="made:2") as raised:
         learner.update()
     assert "made:1" not in str(raised.value)
     assert all(weight.equal(before[name]) for name, weight in weights_of(workbench).items())
     assert all(not state for each in learner.optimizer.optimizers.values() for state in each.state.values())
-    learner.accumulate(pack_of(good), channel_a(workbench), totals)
+    learner.accumulate(learner.lay_out(pack_of(good)), channel_a(workbench), totals)
     assert math.isfinite(learner.update().loss)
 
 
@@ -126,7 +126,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step_too(workbench: Any, pack_o
 
     sample, before = workbench.sample(3, 1), weights_of(workbench)
     learner = learner_on(workbench)
-    learner.accumulate(pack_of(sample), RootAtZero(), step_totals_of(sample))
+    learner.accumulate(learner.lay_out(pack_of(sample)), RootAtZero(), step_totals_of(sample))
     with pytest.raises(NonFiniteLoss, match=r"made:3.*lower the learning rate"):
         learner.update()
     assert all(weight.equal(before[name]) for name, weight in weights_of(workbench).items())
@@ -134,8 +134,9 @@ def test_a_gradient_that_is_not_finite_stops_the_step_too(workbench: Any, pack_o
 
 def test_the_report_holds_the_packs_size_and_times(workbench: Any, pack_of: Any, step_totals_of: Any) -> None:
     samples = [workbench.sample(seed, 1) for seed in range(2)]
-    report = learner_on(workbench).accumulate(
-        pack_of(*samples, capacity=900), channel_a(workbench), step_totals_of(*samples)
+    learner = learner_on(workbench)
+    report = learner.accumulate(
+        learner.lay_out(pack_of(*samples, capacity=900)), channel_a(workbench), step_totals_of(*samples)
     )
     assert (report.num_targets, report.capacity) == (2, 900)
     assert report.num_tokens == sum(sample.num_tokens for sample in samples)

@@ -103,7 +103,10 @@ class Rig:
     async def packs(
         self, step: StepPlan, packer: GroupPacker[TrainingSample]
     ) -> AsyncIterator[AsyncIterator[Pack[TrainingSample]]]:
-        async with self.targets(step) as targets, packed(step, targets, packer, self.in_order) as packs:
+        async with (
+            self.targets(step) as targets,
+            packed(step, targets, packer, lambda pack: pack, self.in_order) as packs,
+        ):
             yield packs
 
 
