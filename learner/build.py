@@ -94,9 +94,9 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         infos = [await server.info() for server in servers]
         for server, info in zip(servers, infos, strict=True):
             check_server(info, server.name, loaded.folder)
-        pool = pool_for(config, servers, sampling, infos)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
         weights = stack.enter_context(closing(publisher_for(config, channels, loaded, lane)))
+        pool = pool_for(config, servers, sampling, infos, weights.resend)
         account = RunAccount(learner_account, [server.account for server in servers])
         rules = decoding_rules_for(config, progress.num_steps)
         if config.decodes:

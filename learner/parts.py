@@ -26,6 +26,7 @@ from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.rollouts.balance import LARGEST_REQUEST, RolloutPool
 from learner.rollouts.remote import RolloutServer
+from learner.rollouts.replica import Restore
 from learner.run import Objectives
 from learner.teacher import Teacher
 from learner.weight_sync.client import WeightChannel
@@ -135,20 +136,32 @@ def planner_for(config: Config, source: RecordSource) -> Planner:
 
 
 def pool_for(
-    config: Config, servers: Sequence[RolloutServer], sampling: Sampling, infos: Sequence[ServerInfo]
+    config: Config,
+    servers: Sequence[RolloutServer],
+    sampling: Sampling,
+    infos: Sequence[ServerInfo],
+    restore: Restore,
 ) -> RolloutPool:
-    """The servers of the run, none of them asked for more than `infos` say it takes.
+    """The servers of the run, none of them asked for more than `infos` say it takes; `restore` brings lost ones back.
 
     Repeatable runs send fixed batches, one at a time to each server.
     """
     rollout = config.rollout
     per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size
     if rollout.deterministic:
-        per_request = in_flight = per_request or config.rollouts_per_step
+        per_request = in_flight = per_request or -(-config.rollouts_per_step // max(1, len(servers)))
     bounds = [info.limits.max_open_samples for info in infos]
     if in_flight is not None:
         bounds.append(in_flight)
-    return RolloutPool(servers, sampling, per_request or LARGEST_REQUEST, min(bounds, default=None))
+    return RolloutPool(
+        servers,
+        sampling,
+        per_request or LARGEST_REQUEST,
+        min(bounds, default=None),
+        fixed_batches=rollout.deterministic,
+        restore=restore,
+        patience_s=rollout.vllm.server.timeout_s,
+    )
 
 
 def sync_mode_for(config: Config) -> SyncMode:

@@ -13,9 +13,11 @@ from learner.rollouts.stall import moving
 from shared.accounting import TimeAccount
 from shared.errors import BoxloopError, PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
 from shared.framing import decode_lines
+from shared.health import reasons
 from shared.wire import (
     WIRE_VERSION,
     ErrorBody,
+    HealthReport,
     InlineImage,
     PolicyVersion,
     RolloutBatch,
@@ -27,6 +29,9 @@ from shared.wire import (
     StreamHeader,
     StreamSample,
 )
+
+PROBE_TIMEOUT_S = 5.0
+"""A probe is answered in constant time, however busy the server is."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,14 @@ class LostSample:
     retryable: bool
 
 
+class ServerBusy(ServerUnavailable):
+    """A server has as much as it takes; it says in how many seconds to ask again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class RolloutServer:
     """HTTP client of one rollout server.
 
@@ -96,6 +109,17 @@ class RolloutServer:
             raise ProtocolError(f"{self.name} speaks wire version {info.wire_version}, this learner {WIRE_VERSION}")
         return info
 
+    async def probe(self) -> None:
+        """Raise ServerUnavailable unless every part but the weights is ready; those can be sent."""
+        try:
+            reply = await self._client.get("/ready/", timeout=PROBE_TIMEOUT_S)
+            parts = HealthReport.model_validate_json(reply.content).components
+        except (httpx.TransportError, ValueError) as error:
+            raise ServerUnavailable(f"{self.name} answers no probe: {error!r}") from error
+        missing = tuple(part for part in parts if not (part.live and part.ready) and part.name != "weights")
+        if missing:
+            raise ServerUnavailable(f"{self.name} is not ready: {reasons(HealthReport(ok=False, components=missing))}")
+
     async def decode(
         self,
         batch_id: str,
@@ -106,8 +130,9 @@ class RolloutServer:
     ) -> AsyncGenerator[Rollout | LostSample, None]:
         """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
 
-        Raises ServerUnavailable when the stream is cut or stands still, VersionConflict when the server holds other
-        weights, PromptMismatch when it expands a prompt differently, ProtocolError when it answers what was not asked.
+        Raises ServerUnavailable when the stream is cut or stands still, ServerBusy when the server is full,
+        VersionConflict when it holds other weights, PromptMismatch when it expands a prompt differently, ProtocolError
+        when it answers what was not asked.
         """
         open_requests = {request.uid: request for request in requests}
         body = RolloutBatch(
@@ -164,7 +189,10 @@ class RolloutServer:
         if response.is_success:
             return
         await response.aread()
-        raise refusal(self.name, response.status_code, response.content)
+        error = refusal(self.name, response.status_code, response.content)
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            raise ServerBusy(str(error), float(response.headers.get("retry-after", 1)))
+        raise error
 
 
 def refusal(server: str, status: int, content: bytes) -> BoxloopError:

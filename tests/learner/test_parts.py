@@ -15,7 +15,7 @@ from learner.parts import matching_for, packer_for, planner_for, pool_for, sampl
 from learner.plan.schedule import Channel
 from learner.rollouts.remote import RolloutServer
 from shared.config.models import Config
-from shared.wire import RepeatTerminate
+from shared.wire import PolicyVersion, RepeatTerminate
 
 ConfigOf = Callable[..., Config]
 MICRO = "custom.extra.stage2_ab.channel_b.mode=micro"
@@ -126,11 +126,14 @@ def test_stage_1_knows_one_channel(config_of: ConfigOf, source: RecordSource) ->
 async def test_no_server_is_asked_for_more_than_it_takes(
     serving, scripted, config_of: ConfigOf, vocabulary: CoordinateVocabulary, overrides: tuple[str, ...], most: int
 ) -> None:
+    async def restore(server: str) -> PolicyVersion:
+        raise AssertionError(f"{server} was never lost")
+
     config = config_of(*overrides)
     with serving(scripted()) as running:
         async with running.client() as client:
             server = RolloutServer(client, 5.0)
-            pool = pool_for(config, [server], sampling_for(config.rollout, vocabulary), [await server.info()])
+            pool = pool_for(config, [server], sampling_for(config.rollout, vocabulary), [await server.info()], restore)
     assert pool.in_flight_per_server == most
 
 
