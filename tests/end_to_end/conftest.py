@@ -178,14 +178,25 @@ def start(tmp_path: Path) -> Iterator[Start]:
         command.clear()
 
 
-@pytest.fixture(scope="session")
-def six_steps(config_of: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """A finished run; treat its folder as read-only."""
-    folder = tmp_path_factory.mktemp("six")
-    command = start_command(["up", f"config={config_of(folder)}", "server_port=0"], folder / "run")
+def finished(arguments: Sequence[str], folder: Path) -> Command:
+    """Run a command that writes into `folder` to its good end."""
+    command = start_command(arguments, folder)
     try:
         code = command.end()
     finally:
         command.clear()
     assert code == 0, command.told
     return command
+
+
+@pytest.fixture(scope="session")
+def six_steps(config_of: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A finished run; treat its folder as read-only."""
+    folder = tmp_path_factory.mktemp("six")
+    return finished(["up", f"config={config_of(folder)}", "server_port=0"], folder / "run")
+
+
+@pytest.fixture(scope="session")
+def start_once() -> Callable[[Sequence[str], Path], Command]:
+    """Run a command to its good end, for fixtures that several tests share."""
+    return finished
