@@ -7,13 +7,14 @@ also in those that vLLM starts.
 """
 
 import ctypes
-import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 
 AUDIO = ("torchaudio", "torchcodec")
-"""Never needed for images; hidden, they count as not installed."""
+"""Never needed for images; an empty module stands for each, for who has already found them installed imports them."""
 VISION_SCHEMAS = tuple(
     f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for operator in ("nms", "qnms")
 )
@@ -24,12 +25,12 @@ _declared: list[object] = []
 
 
 def settle() -> None:
-    """Declare the operators that torchvision lacks and hide the audio libraries, if they cannot be loaded here."""
+    """Declare the operators that torchvision lacks and stand in for the audio libraries, if they cannot be loaded."""
     if not version("torch").endswith("+cpu"):
         return
     for name in AUDIO:
         if _is_other_build(name):
-            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+            sys.modules.setdefault(name, module_from_spec(ModuleSpec(name, loader=None)))
     if _is_other_build("torchvision") and not _loads("torchvision", "_C.so"):
         from torch.library import Library
 
@@ -47,7 +48,7 @@ def _is_other_build(name: str) -> bool:
 
 
 def _loads(name: str, library: str) -> bool:
-    spec = importlib.util.find_spec(name)
+    spec = find_spec(name)
     if spec is None or spec.origin is None:
         return False
     try:
