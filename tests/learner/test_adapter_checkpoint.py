@@ -50,7 +50,7 @@ class Run:
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> None:
         for _ in range(steps):
             sample = self.bench.sample(self.progress.step, 2)
-            self.learner.accumulate(pack_of(sample), self.objective, totals_of(sample))
+            self.learner.accumulate(self.learner.lay_out(pack_of(sample)), self.objective, totals_of(sample))
             self.learner.update()
             self.progress.step += 1
 
