@@ -32,7 +32,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 UP_HELP = """Start the rollout servers, wait until they are ready, train, and stop everything.
 
 Give config=FILE, and as needed server_gpus=0,1,2 train_gpus=3 (empty: the CPU), server_tp, server_port,
-vllm_gpu_memory_utilization, wait_timeout, wait_interval, disable_proxy, then any section.key=value."""
+vllm_gpu_memory_utilization, wait_timeout, wait_interval,
+max_restarts (of a server), disable_proxy, then any section.key=value."""
 
 
 @app.command(help=UP_HELP)
@@ -121,8 +122,6 @@ def parse_launch(arguments: Sequence[str]) -> Launch:
     overrides = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key == "max_restarts":
-            raise ConfigError("max_restarts: dead servers are not restarted yet; leave it out")
         if equals and key in known:
             own[key] = _gpus(value) if key.endswith("_gpus") else value
         else:

@@ -63,7 +63,12 @@ class ChildProcess:
         return self._process.poll()
 
     def stop(self, grace_s: float) -> int:
-        """End the whole group: SIGTERM, up to `grace_s` seconds for the child, then SIGKILL. Returns the exit code."""
+        """End the whole group: SIGTERM, up to `grace_s` seconds for the child, then SIGKILL. Returns the exit code.
+
+        Once it has been stopped, its number may be another's: a second call does nothing.
+        """
+        if self._lifeline < 0:
+            return self._process.wait()
         if self._process.poll() is None:
             self._signal_group(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -72,9 +77,8 @@ class ChildProcess:
         code = self._process.wait()
         if self._tee is not None:
             self._tee.join(timeout=2.0)
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        os.close(self._lifeline)
+        self._lifeline = -1
         return code
 
     def log_tail(self, num_lines: int = 12) -> str:

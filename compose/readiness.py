@@ -1,8 +1,9 @@
-"""Waiting until every rollout server says that it can take work."""
+"""Asking rollout servers how they are: whether they can take work, and whether they have failed."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 import httpx
 from pydantic import ValidationError
@@ -12,10 +13,12 @@ from compose.process import ChildProcess
 from shared.errors import ServerNeverReady
 from shared.wire import HealthReport
 
+PROBE_TIMEOUT_S = 2.0
 
-@dataclass(frozen=True)
+
+@dataclass
 class ServerProcess:
-    """A server that was started, and where it will answer."""
+    """A server that was started, and where it answers. `child` is replaced when it is started again."""
 
     child: ChildProcess
     base_url: str
@@ -23,6 +26,57 @@ class ServerProcess:
     @property
     def name(self) -> str:
         return self.child.spec.name
+
+    def restart(self) -> None:
+        """Start it again with the same arguments; the one before must have been stopped."""
+        self.child = ChildProcess(self.child.spec)
+
+    def stop(self, grace_s: float) -> None:
+        self.child.stop(grace_s)
+
+
+class Probe:
+    """Asks the public routes of servers. Used as a context manager."""
+
+    def __init__(self, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+        self._client = httpx.Client(trust_env=False, timeout=timeout_s)
+
+    def __enter__(self) -> "Probe":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def failure(self, base_url: str) -> str | None:
+        """What `/health/` says has failed: nothing ("") while the server lives, None when it does not answer."""
+        response = self._get(f"{base_url}/health/")
+        if response is None:
+            return None
+        return _missing(response) if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else ""
+
+    def waits_for(self, base_url: str) -> str:
+        """What the server still waits for, empty when it is ready."""
+        response = self._get(f"{base_url}/ready/")
+        if response is None:
+            return "waiting for the process to listen"
+        return "" if response.status_code == httpx.codes.OK else f"waiting for {_missing(response)}"
+
+    def _get(self, url: str) -> httpx.Response | None:
+        try:
+            return self._client.get(url)
+        except httpx.HTTPError:
+            return None
+
+
+def _missing(response: httpx.Response) -> str:
+    try:
+        report = HealthReport.model_validate_json(response.content)
+    except ValidationError:
+        return f"an answer other than {response.status_code}"
+    missing = [part for part in report.components if not (part.live and part.ready)]
+    return ", ".join(f"{part.name} ({part.reason})" if part.reason else part.name for part in missing)
 
 
 def wait_until_ready(servers: Sequence[ServerProcess], timeout_s: float, interval_s: float, console: Console) -> None:
@@ -33,11 +87,11 @@ def wait_until_ready(servers: Sequence[ServerProcess], timeout_s: float, interva
     deadline = time.monotonic() + timeout_s
     told: dict[str, str] = {}
     waiting = list(servers)
-    with httpx.Client(trust_env=False, timeout=max(interval_s, 2.0)) as client:
+    with Probe() as probe:
         while waiting:
             for server in list(waiting):
                 _raise_if_dead(server)
-                reason = _reason_not_ready(client, server.base_url)
+                reason = probe.waits_for(server.base_url)
                 if told.get(server.name) != reason:
                     told[server.name] = reason
                     console.print(f"{server.name}: {reason or 'ready'}", style="dim", highlight=False, markup=False)
@@ -59,20 +113,3 @@ def _raise_if_dead(server: ServerProcess) -> None:
             f"{server.name} ended with code {code} before it was ready. {server.child.spec.log} ends with\n"
             f"{server.child.log_tail()}"
         )
-
-
-def _reason_not_ready(client: httpx.Client, base_url: str) -> str:
-    try:
-        response = client.get(f"{base_url}/ready/")
-    except httpx.HTTPError:
-        return "waiting for the process to listen"
-    if response.status_code == httpx.codes.OK:
-        return ""
-    try:
-        report = HealthReport.model_validate_json(response.content)
-    except ValidationError:
-        return f"waiting: /ready/ answers {response.status_code}"
-    missing = [
-        f"{part.name} ({part.reason})" if part.reason else part.name for part in report.components if not part.ready
-    ]
-    return f"waiting for {', '.join(missing)}"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -17,14 +18,16 @@ from rich.console import Console
 
 from compose.environment import child_environment, new_token
 from compose.process import ChildProcess, ProcessSpec
-from compose.readiness import ServerProcess, wait_until_ready
+from compose.readiness import Probe, ServerProcess, wait_until_ready
+from compose.watch import ServerWatch, WatchRules
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
 from shared.weights_root import weights_root
 
 SERVER_GRACE_S = 10.0
-WORK_GRACE_S = 20.0
+WORK_GRACE_S = 60.0
+"""Time for the learner's own grace period (learner/__main__.py) and its last checkpoint."""
 WATCH_INTERVAL_S = 0.2
 PASSED_ON = frozenset({0, 2, 3})
 VLLM = "custom.extra.rollout_matching.vllm"
@@ -32,7 +35,10 @@ VLLM = "custom.extra.rollout_matching.vllm"
 
 @dataclass(frozen=True)
 class Launch:
-    """What `boxloop up` is told. No GPUs means the CPU; `server_port` 0 means any free ports."""
+    """What `boxloop up` is told. No GPUs means the CPU; `server_port` 0 means any free ports.
+
+    `max_restarts` counts for each server.
+    """
 
     config: Path
     overrides: tuple[str, ...] = ()
@@ -43,6 +49,7 @@ class Launch:
     server_port: int = 8000
     wait_timeout: float = 900.0
     wait_interval: float = 1.0
+    max_restarts: int = 3
     disable_proxy: bool = True
 
 
@@ -61,11 +68,20 @@ class Work:
 
 
 @dataclass(frozen=True)
+class ServerProgram:
+    """What a server is: `python -m MODULE --config FILE --port N ARGUMENTS…`."""
+
+    module: str = "rollout_server"
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Plan:
-    """Everything known before the first process starts."""
+    """Everything known before the first process starts. `weights` is the run's own folder in shared memory, if any."""
 
     config: Config
     resolved: Path
+    weights: Path | None
     ports: tuple[int, ...]
     gpus_per_server: int
     token: str
@@ -80,23 +96,28 @@ class _Signalled(BaseException):
 
 
 def run_supervised(
-    launch: Launch, work: Work = Work(), *, server_module: str = "rollout_server", console: Console | None = None
+    launch: Launch,
+    work: Work = Work(),
+    *,
+    program: ServerProgram = ServerProgram(),
+    console: Console | None = None,
 ) -> int:
     """Run `work` beside its rollout servers and return the exit code; nothing that was started outlives the call.
 
-    0 done, 1 the work or a server died, 2 the work refused its config or data, 130/143 after SIGINT/SIGTERM. Must be
-    called from the main thread. Raises ConfigError before anything is started and ServerNeverReady, whose exit code
-    is 3.
+    0 done, 1 the work died or no server is left, 2 the work refused its config or data, 130/143 after SIGINT/SIGTERM.
+    Must be called from the main thread. Raises ConfigError before anything is started and ServerNeverReady, whose exit
+    code is 3.
     """
     console = console or Console(stderr=True)
     plan = _plan(launch, work)
     try:
         with _signals_raised(), ExitStack() as stack:
-            stack.callback(_drop_weights, plan.config)
-            servers = [_start_server(launch, plan, index, server_module, stack) for index in range(len(plan.ports))]
+            _drop_weights(plan.weights)
+            stack.callback(_drop_weights, plan.weights)
+            servers = [_start_server(launch, plan, index, program, stack) for index in range(len(plan.ports))]
             wait_until_ready(servers, launch.wait_timeout, launch.wait_interval, console)
             child = _start_work(launch, plan, work, servers, stack)
-            return _watch(child, servers, console)
+            return _watch(child, servers, _watch_rules(launch, plan.config), console)
     except _Signalled as stop:
         return 128 + stop.number
 
@@ -107,13 +128,13 @@ def run_program(spec: ProcessSpec, console: Console | None = None) -> int:
         with _signals_raised(), ExitStack() as stack:
             child = ChildProcess(spec)
             stack.callback(child.stop, WORK_GRACE_S)
-            return _watch(child, [], console or Console(stderr=True))
+            return _finish(child, console or Console(stderr=True))
     except _Signalled as stop:
         return 128 + stop.number
 
 
 def _plan(launch: Launch, work: Work) -> _Plan:
-    config = load_config(launch.config, launch.overrides + _engine_overrides(launch))
+    config, weights = _with_weights(launch, work)
     tensor_parallel = config.rollout.vllm.tensor_parallel_size
     if len(launch.server_gpus) % tensor_parallel:
         raise ConfigError(
@@ -131,7 +152,23 @@ def _plan(launch: Launch, work: Work) -> _Plan:
     ports = _free_ports(config.rollout.vllm.server.host, launch.server_port, num_servers)
     resolved = config.training.output_dir / work.resolved_name
     save_resolved(config, resolved)
-    return _Plan(config, resolved, ports, tensor_parallel if launch.server_gpus else 0, new_token())
+    return _Plan(config, resolved, weights, ports, tensor_parallel if launch.server_gpus else 0, new_token())
+
+
+def _with_weights(launch: Launch, work: Work) -> tuple[Config, Path | None]:
+    """The configuration, and the folder for weights, unless that is the user's own.
+
+    Work that may run beside a training of the same output directory gets another folder than the training.
+    """
+    overrides = launch.overrides + _engine_overrides(launch)
+    config = load_config(launch.config, overrides)
+    if config.rollout.vllm.sync.weights_root is not None:
+        return config, None
+    folder = weights_root(config)
+    if work == Work():
+        return config, folder
+    folder = folder.with_name(f"{folder.name}-{work.name}")
+    return load_config(launch.config, (*overrides, f"{VLLM}.sync.weights_root={folder}")), folder
 
 
 def _engine_overrides(launch: Launch) -> tuple[str, ...]:
@@ -160,28 +197,29 @@ def _free_ports(host: str, first: int, count: int) -> tuple[int, ...]:
     return tuple(ports)
 
 
-def _drop_weights(config: Config) -> None:
-    """Free the shared memory that the run's weights took, unless the folder is the user's own."""
-    if config.rollout.vllm.sync.weights_root is None:
-        shutil.rmtree(weights_root(config), ignore_errors=True)
+def _drop_weights(folder: Path | None) -> None:
+    """Free the shared memory that this run's weights took, or those of one that was killed."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_server(launch: Launch, plan: _Plan, index: int, module: str, stack: ExitStack) -> ServerProcess:
+def _start_server(launch: Launch, plan: _Plan, index: int, program: ServerProgram, stack: ExitStack) -> ServerProcess:
     port, size = plan.ports[index], plan.gpus_per_server
     gpus = launch.server_gpus[index * size : (index + 1) * size]
-    arguments = ("--config", str(plan.resolved), "--port", str(port))
+    arguments = ("--config", str(plan.resolved), "--port", str(port), *program.arguments)
     child = ChildProcess(
         ProcessSpec(
             name=f"server-{index}",
-            argv=(sys.executable, "-m", module, *arguments),
+            argv=(sys.executable, "-m", program.module, *arguments),
             environment=_environment(launch, plan, gpus),
             log=plan.config.training.output_dir / f"server-{index}.log",
         )
     )
-    stack.callback(child.stop, SERVER_GRACE_S)
     host = plan.config.rollout.vllm.server.host
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return ServerProcess(child, f"http://{reachable}:{port}")
+    server = ServerProcess(child, f"http://{reachable}:{port}")
+    stack.callback(server.stop, SERVER_GRACE_S)
+    return server
 
 
 def _start_work(
@@ -214,22 +252,38 @@ def _environment(launch: Launch, plan: _Plan, gpus: tuple[str, ...]) -> dict[str
     )
 
 
-def _watch(work: ChildProcess, servers: list[ServerProcess], console: Console) -> int:
-    while (code := work.exit_code) is None:
-        for server in servers:
-            if (server_code := server.child.exit_code) is not None:
-                message = f"{server.name} died with code {server_code}; {server.child.spec.log} ends with"
-                console.print(f"{message}\n{server.child.log_tail()}", style="red", highlight=False, markup=False)
+def _watch_rules(launch: Launch, config: Config) -> WatchRules:
+    return WatchRules(
+        max_restarts=launch.max_restarts,
+        silent_s=config.rollout.vllm.server.stall_timeout_s,
+        loading_s=launch.wait_timeout,
+    )
+
+
+def _watch(work: ChildProcess, servers: list[ServerProcess], rules: WatchRules, console: Console) -> int:
+    """Keep the servers running until the work ends, or until none of them is left."""
+    with Probe() as probe:
+        watches = [ServerWatch(server, probe, rules, partial(_warn, console)) for server in servers]
+        while work.exit_code is None:
+            for watch in watches:
+                watch.look()
+            if watches and all(watch.given_up for watch in watches):
                 return BoxloopError.exit_code
+            time.sleep(WATCH_INTERVAL_S)
+    return _finish(work, console)
+
+
+def _finish(work: ChildProcess, console: Console) -> int:
+    """The exit code of the whole, once the work has ended."""
+    while (code := work.exit_code) is None:
         time.sleep(WATCH_INTERVAL_S)
     if code != 0:
-        console.print(
-            f"{work.spec.name} failed with code {code}; its log is {work.spec.log}",
-            style="red",
-            highlight=False,
-            markup=False,
-        )
+        _warn(console, f"{work.spec.name} failed with code {code}; its log is {work.spec.log}")
     return code if code in PASSED_ON else BoxloopError.exit_code
+
+
+def _warn(console: Console, message: str) -> None:
+    console.print(message, style="red", highlight=False, markup=False)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Stands for a rollout server: answers `/ready/` and ends as its FAKE_SERVER mode says. Run by `python -m`."""
+"""Stands for a rollout server: answers probes and goes wrong as its FAKE_SERVER mode says. Run by `python -m`.
+
+A mode that ends in `_once` goes wrong in the first process of a run only.
+"""
 
 import os
 import signal
@@ -7,21 +10,49 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from shared.lifeline import end_with_parent
 
-NOT_READY = b'{"ok": false, "components": [{"name": "engine", "live": true, "ready": false, "reason": "loading"}]}'
+REPORT = b'{"ok": false, "components": [{"name": "engine", "live": true, "ready": false, "reason": "%s"}]}'
+MODE = os.environ.get("FAKE_SERVER", "")
+FAILED = threading.Event()
 
 
 class Ready(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        never = MODE == "never_ready"
-        self.send_response(503 if never else 200)
+        reason = b""
+        if MODE == "never_ready":
+            reason = b"loading"
+        elif FAILED.is_set() and self.path == "/health/":
+            reason = b"no token for 9 s"
+        self.send_response(503 if reason else 200)
         self.end_headers()
-        self.wfile.write(NOT_READY if never else b"{}")
+        self.wfile.write(REPORT % reason if reason else b"{}")
 
 
-MODE = os.environ.get("FAKE_SERVER", "")
+def die() -> None:
+    print("out of memory", flush=True)
+    os._exit(9)
+
+
+GOES_WRONG = {
+    "dies_later": die,
+    "dies_once": die,
+    "fails_once": FAILED.set,
+    "freezes_once": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
+def is_first() -> bool:
+    """Whether no other process of this run has asked."""
+    mark = Path(sys.argv[sys.argv.index("--config") + 1]).with_name("first")
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
 
 if __name__ == "__main__":
     end_with_parent(grace_s=1.0)
@@ -32,8 +63,8 @@ if __name__ == "__main__":
     print("pid", os.getpid(), "threads", os.environ["OMP_NUM_THREADS"], "argv", *sys.argv[1:], flush=True)
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     print("pid", grandchild.pid, flush=True)
-    if MODE == "dies_later":
-        threading.Timer(0.7, lambda: (print("out of memory", flush=True), os._exit(9))).start()
+    if MODE in GOES_WRONG and (not MODE.endswith("_once") or is_first()):
+        threading.Timer(0.7, GOES_WRONG[MODE]).start()
     port = int(sys.argv[sys.argv.index("--port") + 1])
     server = ThreadingHTTPServer(("127.0.0.1", port), Ready)
     threading.Thread(target=server.serve_forever, daemon=True).start()

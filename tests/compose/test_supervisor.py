@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
+STALL = "custom.extra.rollout_matching.vllm.server.stall_timeout_s"
+
 CONFIG = """
 global_max_length: 256
 model: {model: tiny}
@@ -36,11 +38,12 @@ custom:
 
 SUPERVISE = """
 import sys
-from compose import cli, supervisor
+from compose import cli, supervisor, watch
 real = supervisor.run_supervised
 cli.run_supervised = lambda launch: real(
-    launch, supervisor.Work(module="fake_learner"), server_module="fake_server")
+    launch, supervisor.Work(module="fake_learner"), program=supervisor.ServerProgram("fake_server"))
 supervisor.SERVER_GRACE_S = 1.0
+watch.FIRST_PAUSE_S = watch.PROBE_INTERVAL_S = watch.KILL_GRACE_S = 0.2
 cli.main()
 """
 
@@ -209,12 +212,68 @@ def test_a_server_that_dies_at_start_gives_3_and_the_end_of_its_log(start: Start
     assert "server-0.log" in run.told
 
 
-def test_a_server_that_dies_while_training_gives_1_and_the_end_of_its_log(start: Start) -> None:
-    run = start(FAKE_SERVER="dies_later", FAKE_SECONDS="60")
-    assert run.end() == 1, run.told
-    assert "server-0 died with code 9" in run.told
+def test_a_server_that_dies_is_started_again_on_its_port(start: Start) -> None:
+    run = start(FAKE_SERVER="dies_once", FAKE_SECONDS="3")
+    assert run.end() == 0, run.told
+    assert "server-0 died with code 9; restart 1 of 3 in 0.2 s" in run.told
     assert "out of memory" in run.told
-    assert_nothing_is_left(run, at_least=3)
+    assert "server-0: ready again" in run.told
+    ports = re.findall(r"--port (\d+)", run.log("server-0"))
+    assert len(ports) == 2
+    assert len(set(ports)) == 1
+    assert_nothing_is_left(run, at_least=5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("fails_once", "has failed: engine (no token for 9 s)"),
+        ("freezes_once", "has not answered for"),
+    ],
+)
+def test_a_server_that_is_of_no_use_is_killed_and_started_again(start: Start, mode: str, why: str) -> None:
+    run = start(f"{STALL}=1", FAKE_SERVER=mode, FAKE_SECONDS="9")
+    wait_for(lambda: len(re.findall("argv", run.log("server-0"))) == 2)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 143
+    assert f"server-0 {why}" in run.told
+    assert "restart 1 of 3" in run.told
+    assert_nothing_is_left(run, at_least=4)
+
+
+def test_a_server_that_keeps_dying_is_given_up_and_without_one_the_run_ends(start: Start) -> None:
+    run = start("max_restarts=1", FAKE_SERVER="dies_later", FAKE_SECONDS="60")
+    assert run.end() == 1, run.told
+    assert "restart 1 of 1" in run.told
+    assert "server-0 died with code 9; it stays down (max_restarts 1)" in run.told
+    assert "out of memory" in run.told
+    assert_nothing_is_left(run, at_least=5)
+
+
+def test_a_run_goes_on_with_the_servers_that_are_left(start: Start) -> None:
+    run = start(
+        "max_restarts=0",
+        "server_gpus=0,1",
+        "train_gpus=2",
+        FAKE_SERVER="dies_once",
+        FAKE_SECONDS="2.5",
+        OMP_NUM_THREADS="1",
+    )
+    assert run.end() == 0, run.told
+    assert len(re.findall(r"server-\d died with code 9; it stays down \(max_restarts 0\)", run.told)) == 1
+
+
+def test_what_a_killed_run_left_in_shared_memory_goes_when_the_next_one_starts(start: Start) -> None:
+    run = start(FAKE_SECONDS="30")
+    wait_for(lambda: "argv" in run.log("learner"))
+    folder = weights_root(load_config(run.folder / "config.resolved.yaml"))
+    folder.mkdir(exist_ok=True)
+    (folder / "weights").write_bytes(b"0")
+    run.process.kill()
+    run.process.wait()
+    assert (folder / "weights").exists()
+    assert start(FAKE_SECONDS="0").end() == 0
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(("code", "expected"), [("1", 1), ("2", 2), ("77", 1)])
@@ -244,7 +303,7 @@ def test_a_taken_port_is_told_before_anything_starts(start: Start) -> None:
             "names 2",
         ),
         (["server_gpus=0,1,2", "server_tp=2"], "give a multiple"),
-        (["max_restarts=3"], "not restarted yet"),
+        (["max_restarts=often"], "max_restarts=often"),
         (["training.sed=1"], "did you mean `training.seed`"),
         (["wait_timeout=soon"], "wait_timeout=soon"),
     ],
