@@ -6,7 +6,9 @@ import time
 import anyio
 import pytest
 
+from learner.accounting import LearnerActivity
 from learner.compute import ComputeLane
+from shared.accounting import TimeAccount
 
 
 async def test_calls_run_in_order_on_one_thread_of_their_own() -> None:
@@ -85,3 +87,17 @@ async def test_busy_seconds_are_those_of_the_calls_inside_the_window() -> None:
         assert 0.07 <= lane.busy_s(before, after) <= after - before - 0.03
         assert lane.busy_s(before + 0.02, before + 0.03) == pytest.approx(0.01)
         assert lane.busy_s(after, after + 1) == 0
+
+
+async def test_an_account_is_told_of_every_call() -> None:
+    account = TimeAccount(LearnerActivity)
+    with ComputeLane(account) as lane, account.doing(LearnerActivity.WAITING_ROLLOUTS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lane, time.sleep, 0.03)
+            tasks.start_soon(lane, time.sleep, 0.03)
+        with pytest.raises(ZeroDivisionError):
+            await lane(lambda: 1 // 0)
+        await anyio.sleep(0.02)
+    seconds = account.seconds()
+    assert seconds[LearnerActivity.COMPUTING] >= 0.06
+    assert seconds[LearnerActivity.WAITING_ROLLOUTS] >= 0.02
