@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.checkpoint import latest_checkpoint
+from learner.checkpoint import latest_checkpoint, read_state
 from shared.base_model import base_model, holds_adapters
 from shared.config.models import Config
 from shared.errors import ConfigError
@@ -25,7 +25,7 @@ def start_of(config: Config) -> Start:
     """Read `model.model` and `training.resume_from_checkpoint`, each of which may be a folder of adapters.
 
     Adapters go on `model.model`, from which servers start too. Raises ConfigError when there is nothing to resume, or
-    when what there is does not fit `tuner.train_type`.
+    when what there is does not fit `tuner.train_type`, and DataError when the checkpoint to resume is not whole.
     """
     resumed = _resumed(config)
     source = config.model.model if resumed is None else str(resumed)
@@ -48,7 +48,10 @@ def _resumed(config: Config) -> Path | None:
     wanted = config.training.resume_from_checkpoint
     if not wanted:
         return None
-    found = latest_checkpoint(config.training.output_dir) if wanted is True else Path(wanted)
+    if wanted is not True:
+        read_state(Path(wanted))
+        return Path(wanted)
+    found = latest_checkpoint(config.training.output_dir)
     if found is None:
         raise ConfigError(
             f"training.resume_from_checkpoint: true, but {config.training.output_dir} holds no whole checkpoint; "

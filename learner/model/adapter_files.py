@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def load_adapters(model: Any, adapters: Adapters, folder: Path) -> None:
     _check_same(adapters.tuner, tuner_of(folder), folder)
     try:
         tensors = load_file(folder / TENSORS_FILE)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"{folder}: {TENSORS_FILE} cannot be read ({error}); use another checkpoint") from error
     trained = _trained(model)
     unequal = sorted(trained.keys() ^ tensors.keys())

@@ -137,9 +137,16 @@ def test_other_adapters_than_the_configurations_are_an_error(
     folder = trained.checkpoints.save(trained.progress)
     with pytest.raises(ConfigError, match=said):
         run(tuner, adapters=folder)
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        run(TUNERS["lora"], adapters=folder)
+
+
+@pytest.mark.parametrize("damage", [b"", None], ids=["empty", "gone"])
+def test_adapters_without_weights_are_an_error_with_the_folder(
+    saved: Path, run: Callable[..., Run], damage: Any
+) -> None:
+    file = saved / "adapter_model.safetensors"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(DataError, match=rf"{saved}: adapter_model.safetensors cannot be read"):
+        run(TUNERS["lora"], adapters=saved)
 
 
 def test_a_checkpoint_names_its_base_and_the_type_of_its_weights(run: Callable[..., Run]) -> None:
@@ -181,14 +188,18 @@ def test_adapters_as_model_model_go_on_their_base(
 
 
 def test_whole_weights_are_not_resumed_as_adapters(
-    config_of: Callable[..., Config], workbench: Any, tmp_path: Path
+    config_of: Callable[..., Config], run: Callable[..., Run], checkpoint: Path
 ) -> None:
-    resume = f"training.resume_from_checkpoint={workbench.loaded.folder}"
-    assert start_of(config_of(resume)) == Start(str(workbench.loaded.folder), None, workbench.loaded.folder)
+    trained = run(TunerSection())
+    folder = trained.checkpoints.save(trained.progress)
+    resume = f"training.resume_from_checkpoint={folder}"
+    assert start_of(config_of(resume)) == Start(str(folder), None, folder)
     with pytest.raises(ConfigError, match=r"was trained whole, but tuner\.train_type is lora"):
         start_of(config_of(resume, "tuner.train_type=lora"))
     with pytest.raises(ConfigError, match="holds no whole checkpoint"):
         start_of(config_of("training.resume_from_checkpoint=true"))
+    with pytest.raises(DataError, match=r"trainer_state.json cannot be read"):
+        start_of(config_of(f"training.resume_from_checkpoint={checkpoint}"))
 
 
 def test_every_weight_of_a_resumed_run_is_on_the_device_and_trained_as_before(
