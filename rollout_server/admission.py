@@ -1,6 +1,7 @@
 """Who may come in: caps on open samples, and a door that weight updates shut."""
 
 import math
+import time
 
 import anyio
 
@@ -21,6 +22,8 @@ class Admission:
         self._open: dict[str, int] = {}
         self._shut_because: str | None = None
         self._emptied = anyio.Event()
+        self.admitted_at = 0.0
+        """When the last batch came in, by `time.monotonic`."""
 
     @property
     def open_samples(self) -> int:
@@ -43,6 +46,7 @@ class Admission:
                 retry_after_s=RETRY_AFTER_S,
             )
         self._open[batch_id] = num_samples
+        self.admitted_at = time.monotonic()
         self._account.begin(Activity.DECODING)
 
     def release(self, batch_id: str) -> None:

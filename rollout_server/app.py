@@ -18,6 +18,7 @@ from rollout_server.openapi import openapi_document
 from rollout_server.refusal import ManifestRefused, Refusal
 from rollout_server.rollouts import BatchStream
 from rollout_server.settings import ServerSettings
+from rollout_server.stall import StallWatch
 from rollout_server.weights import WeightService
 from shared.accounting import TimeAccount
 from shared.errors import EngineFailed, WeightSyncFailed
@@ -46,7 +47,8 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     weights = WeightService(engine, admission, settings.weights_root, settings.drain_timeout_s)
     app = FastAPI(title="Boxloop rollout server", openapi_url=None)
     registry = server_registry(ServerCollector(engine, admission, weights, account))
-    mount_probes(app, lambda: (engine.health(), weights.health()), registry)
+    stall = StallWatch(engine, admission, settings.stall_timeout_s)
+    mount_probes(app, lambda: (engine.health(), weights.health(), stall.health()), registry)
     _mount_info(app, engine, settings, weights)
     _mount_rollouts(app, engine, settings, admission, weights)
     _mount_weights(app, engine, weights)

@@ -47,6 +47,7 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
         weights_root=options.weights_root or weights_root(config),
         image_root=options.image_root or vllm.server.image_root,
         script=options.script,
+        stall_timeout_s=vllm.server.stall_timeout_s,
     )
 
 

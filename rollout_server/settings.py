@@ -33,6 +33,7 @@ class ServerSettings:
     script: Path | None = None
     heartbeat_s: float = 2.0
     drain_timeout_s: float = 60.0
+    stall_timeout_s: float = 120.0
     max_stream_s: float = 3600.0
 
 
