@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address to bind (vllm.server.host)")
     parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
     parser.add_argument("--model", help="checkpoint directory or hub id (model.model)")
-    parser.add_argument("--engine", choices=["hf", "scripted"], help="decoding engine (rollout_backend)")
+    parser.add_argument("--engine", choices=["vllm", "hf", "scripted"], help="decoding engine (rollout_backend)")
     parser.add_argument("--script", type=Path, help="the scripted engine's JSON file")
     parser.add_argument("--token-file", type=Path, help="file with the token (vllm.server.token_file)")
     parser.add_argument("--image-root", type=Path, help="folder that image paths lie under (vllm.server.image_root)")

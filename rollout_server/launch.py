@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from rollout_server.app import create_app
 from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine
-from rollout_server.settings import EngineName, ServerSettings, limits_for
+from rollout_server.settings import ServerSettings, limits_for
 from shared.base_model import base_model
 from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
@@ -35,12 +35,15 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
     host = options.host or vllm.server.host
     return ServerSettings(
         model=base_model(options.model or config.model.model),
-        engine=options.engine or _engine(config.rollout.rollout_backend),
+        engine=options.engine or config.rollout.rollout_backend,
         limits=limits_for(config.max_model_len, vllm.max_num_seqs),
         host=host,
         port=options.port,
         dtype=config.model.dtype,
         attn_impl=config.model.attn_impl,
+        tensor_parallel_size=vllm.tensor_parallel_size,
+        gpu_memory_utilization=vllm.gpu_memory_utilization,
+        enforce_eager=vllm.enforce_eager,
         min_pixels=config.template.min_pixels,
         max_pixels=config.template.max_pixels,
         token=read_token(options.token_file or vllm.server.token_file, host),
@@ -49,14 +52,6 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
         script=options.script,
         stall_timeout_s=vllm.server.stall_timeout_s,
     )
-
-
-def _engine(backend: str) -> EngineName:
-    if backend != "hf":
-        raise ConfigError(
-            f"custom.extra.rollout_matching.rollout_backend {backend} has no engine in this server; choose hf"
-        )
-    return "hf"
 
 
 def read_token(token_file: Path | None, host: str) -> str | None:
@@ -101,7 +96,14 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def build_engine(settings: ServerSettings) -> Engine:
-    """The engine that `settings` name; only its own libraries are imported."""
+    """The engine that `settings` name; only its own libraries are imported.
+
+    Raises ConfigError for one whose libraries are not installed.
+    """
+    if settings.engine == "vllm":
+        from rollout_server.engines.vllm import VllmEngine
+
+        return VllmEngine(settings)
     if settings.engine == "hf":
         from rollout_server.engines.hf import HfEngine
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from shared.wire import ServerLimits
 
-EngineName = Literal["hf", "scripted"]
+EngineName = Literal["vllm", "hf", "scripted"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class ServerSettings:
     port: int = 0
     dtype: str = "auto"
     attn_impl: str = "auto"
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
     min_pixels: int | None = None
     max_pixels: int | None = None
     token: str | None = None

@@ -27,7 +27,7 @@ from rollout_server.engines.base import (
     SampleRejected,
 )
 from rollout_server.engines.hf_decode import DecodeBatch, Row
-from rollout_server.engines.hf_model import Checkpoint, canary_request, load_checkpoint, replace_weights, tensors_of
+from rollout_server.engines.hf_model import Checkpoint, load_checkpoint, replace_weights, tensors_of
 from rollout_server.engines.hf_prompt import PromptBuilder
 from rollout_server.engines.stopping import StopRule
 from rollout_server.settings import ServerSettings
@@ -99,7 +99,8 @@ class HfEngine:
         await self._on_thread(lambda: replace_weights(model, file))
 
     def canary(self) -> EngineRequest:
-        return canary_request(self._loaded())
+        self._loaded()
+        return self._prompts.canary_request()
 
     def health(self) -> ComponentHealth:
         if self._failure:

@@ -1,19 +1,15 @@
 """The transformers checkpoint behind the `hf` engine: load it, name its tensors, replace them."""
 
-import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from rollout_server.engines.base import EngineRequest, ModelTensors
+from rollout_server.engines.base import ModelTensors
 from rollout_server.settings import ServerSettings
 from shared.errors import ConfigError, WeightSyncFailed
-from shared.wire import Sampling
 
 MODEL_TYPE = "qwen3_vl"
 
@@ -99,19 +95,3 @@ def replace_weights(model: Any, file: Path) -> None:
                 held[name].copy_(tensor)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise WeightSyncFailed(f"loading {file} failed: {error!r}") from error
-
-
-def canary_request(checkpoint: Checkpoint) -> EngineRequest:
-    """Two greedy tokens on a grey ramp of the smallest size the image processor leaves as it is."""
-    processor, config = checkpoint.image_processor, checkpoint.model.config
-    factor = processor.patch_size * processor.merge_size
-    side = factor * max(2, math.ceil(math.sqrt(processor.size["shortest_edge"]) / factor))
-    png = io.BytesIO()
-    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(png, format="PNG")
-    return EngineRequest(
-        uid="canary",
-        prompt_token_ids=(config.vision_start_token_id, config.image_token_id, config.vision_end_token_id),
-        images=(png.getvalue(),),
-        sampling=Sampling(max_new_tokens=2, stop_token_ids=()),
-        return_logprobs=True,
-    )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rollout_server.engines.base import EngineRequest, SampleRejected
+from rollout_server.engines.base import EngineRequest
 from rollout_server.engines.prompt_rules import Grid, PromptRules
 from shared.wire import ServerLimits
 
@@ -43,10 +43,17 @@ class PromptBuilder:
             vocab_size=model.config.text_config.vocab_size,
             image_token_id=model.config.image_token_id,
             video_token_id=model.config.video_token_id,
+            vision_start_token_id=model.config.vision_start_token_id,
+            vision_end_token_id=model.config.vision_end_token_id,
             patch_size=image_processor.patch_size,
             merge_size=image_processor.merge_size,
+            min_pixels=image_processor.size["shortest_edge"],
             limits=limits,
         )
+
+    def canary_request(self) -> EngineRequest:
+        """See `PromptRules`."""
+        return self._rules.canary_request()
 
     def build(self, request: EngineRequest) -> Prompt:
         """Return the prompt of `request`; raises SampleRejected for an id, an image or a length that does not fit."""
@@ -62,14 +69,8 @@ class PromptBuilder:
             return None, ()
         features = self._processor(images=[np.asarray(image) for image in images], input_data_format="channels_last")
         grids = tuple((int(t), int(h), int(w)) for t, h, w in features["image_grid_thw"])
-        patch = self._rules.patch_size
-        for image, (_, rows, columns) in zip(images, grids, strict=True):
-            if image.size != (columns * patch, rows * patch):
-                raise SampleRejected(
-                    "bad_image",
-                    f"the processor would resize {image.width}×{image.height} px to {columns * patch}×{rows * patch}; "
-                    "send the image at a size it leaves as it is",
-                )
+        for image, grid in zip(images, grids, strict=True):
+            self._rules.check_grid(image, grid)
         return torch.from_numpy(np.asarray(features["pixel_values"])), grids
 
     def _positions(self, token_ids: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, int]:

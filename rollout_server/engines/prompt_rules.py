@@ -1,6 +1,7 @@
 """Which requests are well-formed for a checkpoint, and how a prompt grows by its images; no model needed."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rollout_server.engines.base import EngineRequest, SampleRejected
 from shared.errors import ConfigError
-from shared.wire import ServerLimits
+from shared.wire import Sampling, ServerLimits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
@@ -26,8 +27,11 @@ class PromptRules:
     vocab_size: int
     image_token_id: int
     video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
     patch_size: int
     merge_size: int
+    min_pixels: int
     limits: ServerLimits
 
     def check_ids(self, request: EngineRequest) -> None:
@@ -65,6 +69,30 @@ class PromptRules:
             expanded.extend([token_id] * (next(counts) if token_id == self.image_token_id else 1))
         return expanded
 
+    def check_grid(self, image: Image.Image, grid: Grid) -> None:
+        """Raise SampleRejected for an image that the processor has resized on the way to `grid`."""
+        width, height = grid[2] * self.patch_size, grid[1] * self.patch_size
+        if image.size != (width, height):
+            raise SampleRejected(
+                "bad_image",
+                f"the processor would resize {image.width}×{image.height} px to {width}×{height}; "
+                "send the image at a size it leaves as it is",
+            )
+
+    def canary_request(self) -> EngineRequest:
+        """Two greedy tokens on a grey ramp of the smallest size the image processor leaves as it is."""
+        factor = self.patch_size * self.merge_size
+        side = factor * max(2, math.ceil(math.sqrt(self.min_pixels) / factor))
+        png = io.BytesIO()
+        Image.linear_gradient("L").resize((side, side)).convert("RGB").save(png, format="PNG")
+        return EngineRequest(
+            uid="canary",
+            prompt_token_ids=(self.vision_start_token_id, self.image_token_id, self.vision_end_token_id),
+            images=(png.getvalue(),),
+            sampling=Sampling(max_new_tokens=2, stop_token_ids=()),
+            return_logprobs=True,
+        )
+
     def check_length(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
         """Raise SampleRejected for a prompt that leaves no room for the longest answer."""
         if num_prompt_tokens + max_new_tokens > self.limits.max_model_len:
@@ -85,16 +113,22 @@ class PromptRules:
             )
 
 
-def read_rules(model: str, limits: ServerLimits) -> PromptRules:
-    """The rules of the checkpoint in directory `model`, from its JSON files; raises ConfigError without them."""
+def read_rules(model: str, limits: ServerLimits, min_pixels: int | None = None) -> PromptRules:
+    """The rules of the checkpoint in directory `model`, from its JSON files; raises ConfigError without them.
+
+    `min_pixels` replaces that of the image processor.
+    """
     config, processor = _json_of(model, "config.json"), _json_of(model, "preprocessor_config.json")
     try:
         return PromptRules(
             vocab_size=config["text_config"]["vocab_size"],
             image_token_id=config["image_token_id"],
             video_token_id=config["video_token_id"],
+            vision_start_token_id=config["vision_start_token_id"],
+            vision_end_token_id=config["vision_end_token_id"],
             patch_size=processor["patch_size"],
             merge_size=processor["merge_size"],
+            min_pixels=min_pixels if min_pixels is not None else processor["size"]["shortest_edge"],
             limits=limits,
         )
     except KeyError as error:

