@@ -15,6 +15,9 @@ from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
 from shared.lifeline import end_with_parent
 
+SCORES_FILE = "scores.json"
+"""Written by an evaluation into its folder."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run to the end and return the exit code (see docs/running.md)."""
@@ -37,13 +40,19 @@ def main(arguments: Sequence[str]) -> int:
 async def until_signalled(config: Config, console: Console, evaluate_only: bool) -> int:
     """Train (or evaluate) until it is done, or until SIGINT or SIGTERM cancels it; no half step is applied."""
     from learner.build import open_run  # torch takes seconds to import: a bad config is told before
+    from learner.reporting.scores import print_scores, write_scores
     from learner.train import train
 
     folder = config.training.output_dir / "evaluation" if evaluate_only else config.training.output_dir
 
     async def work() -> None:
         async with open_run(config, console, folder) as run:
-            await (run.evaluation.run(run.progress) if evaluate_only else train(run))
+            if not evaluate_only:
+                await train(run)
+                return
+            scores = await run.evaluation.run(run.progress)
+            print_scores(scores, console)
+            write_scores(scores, folder / SCORES_FILE)
 
     task = asyncio.ensure_future(work())
     received: list[int] = []

@@ -145,20 +145,59 @@ SHARES = (
     ),
 )
 
-EVALUATION = (
+EVALUATION_SCORES = (
     _ratio("eval_rollout_precision", "share", "eval", "matched objects", "valid predicted objects"),
     _ratio("eval_rollout_recall", "share", "eval", "matched objects", "ground-truth objects"),
     _ratio("eval_rollout_f1", "share", "eval", "2 × matched objects", "valid predicted + ground-truth objects"),
-    _ratio("eval_rollout_f1_iou50", "share", "eval", "2 × objects matched at IoU ≥ 0.5", "as eval_rollout_f1"),
+    _ratio("eval_rollout_precision_iou50", "share", "eval", "objects matched at IoU ≥ 0.5", "valid predicted objects"),
     _ratio("eval_rollout_recall_iou50", "share", "eval", "objects matched at IoU ≥ 0.5", "ground-truth objects"),
+    *(
+        _ratio(
+            f"eval_rollout_{name}_iou50{suffix}",
+            "share",
+            "eval",
+            f"2 × objects matched{among} at {thresholds}",
+            f"{times}as eval_rollout_f1",
+        )
+        for name, among in (("f1", ""), ("f1_desc", " among equal descs"))
+        for suffix, thresholds, times in (
+            ("", "IoU ≥ 0.5", ""),
+            ("_95", "IoU ≥ 0.50, 0.55, … 0.95, added up", "10 × "),
+        )
+    ),
+    _ratio("eval_rollout_matched_maskiou_mean", "IoU", "eval", "similarity of each matched pair", "matched objects"),
+    _ratio("eval_rollout_sample_valid_pred_rate", "share", "eval", "answers with a valid object", "decoded answers"),
+    *(
+        _last(f"eval_coco_{name}", "share", "eval", what)
+        for name, what in (
+            ("ap", "COCO AP over IoU 0.50:0.95; a category is a desc, the score the mean of coordinate probabilities"),
+            ("ap50", "COCO AP at IoU 0.50"),
+            ("ap75", "COCO AP at IoU 0.75"),
+            ("ap_small", "COCO AP of objects under 32² px"),
+            ("ap_medium", "COCO AP of objects of 32² to 96² px"),
+            ("ap_large", "COCO AP of larger objects"),
+            ("ar1", "COCO AR of 1 prediction an image and category"),
+            ("ar10", "COCO AR of up to 10"),
+            ("ar100", "COCO AR of up to 100"),
+            ("ar_small", "COCO AR of objects under 32² px"),
+            ("ar_medium", "COCO AR of objects of 32² to 96² px"),
+            ("ar_large", "COCO AR of larger objects"),
+            ("agnostic_ap", "COCO AP with all objects in one category"),
+            ("agnostic_ap50", "COCO AP at IoU 0.50 with all objects in one category"),
+            ("agnostic_ar100", "COCO AR of up to 100 with all objects in one category"),
+        )
+    ),
+)
+"""Better when higher, so `training.metric_for_best_model` may be any of them."""
+
+EVALUATION_COUNTS = (
     _sum("eval_rollout_pred_objects", "objects", "eval", "valid predicted objects"),
     _sum("eval_rollout_gt_objects", "objects", "eval", "ground-truth objects"),
     _sum("eval_rollout_matched", "objects", "eval", "matched objects"),
     _sum("eval_rollout_fp", "objects", "eval", "extra predictions"),
     _sum("eval_rollout_fn", "objects", "eval", "missing objects"),
-    _ratio("eval_rollout_matched_maskiou_mean", "IoU", "eval", "similarity of each matched pair", "matched objects"),
+    _sum("eval_rollout_lost", "samples", "eval", "records that no server answered; they count as empty answers"),
     _ratio("eval_rollout_parse_truncated_rate", "share", "eval", "truncated answers", "decoded answers"),
-    _ratio("eval_rollout_sample_valid_pred_rate", "share", "eval", "answers with a valid object", "decoded answers"),
 )
 
 SERVER = (
@@ -177,7 +216,7 @@ SECTIONS = {
     "Packing": PACKING,
     "Time": TIME,
     "Shares of the wall time": SHARES,
-    "Evaluation": EVALUATION,
+    "Evaluation": EVALUATION_SCORES + EVALUATION_COUNTS,
     "Rollout server": SERVER,
 }
 

@@ -51,6 +51,8 @@ class RolloutPool:
         requests: Sequence[RolloutRequest],
         version: PolicyVersion | None,
         sampling: Sampling | None = None,
+        *,
+        return_logprobs: bool = False,
     ) -> AsyncGenerator[Result, None]:
         """Yield every request's result once, in the order in which they finish.
 
@@ -60,7 +62,14 @@ class RolloutPool:
         sender, receiver = anyio.create_memory_object_stream[Result](max_buffer_size=max(1, len(requests)))
         parcels = Parcels(requests, self._samples_per_request, self._fixed_batches)
         dispatch = Dispatch(
-            self._replicas, parcels, sampling or self._sampling, version, sender, self._restore, self._patience_s
+            self._replicas,
+            parcels,
+            sampling or self._sampling,
+            version,
+            sender,
+            self._restore,
+            self._patience_s,
+            return_logprobs=return_logprobs,
         )
         async with task_group() as tasks:
             tasks.start_soon(dispatch.run)

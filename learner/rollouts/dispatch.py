@@ -38,6 +38,8 @@ class Dispatch:
         sender: MemoryObjectSendStream[Result],
         restore: Restore | None,
         patience_s: float,
+        *,
+        return_logprobs: bool = False,
     ) -> None:
         self._replicas = replicas
         self._parcels = parcels
@@ -47,6 +49,7 @@ class Dispatch:
         self._sender = sender
         self._restore = restore
         self._patience_s = patience_s
+        self._return_logprobs = return_logprobs
         self._changed = anyio.Event()
         self._served_at = time.monotonic()
         self._last_failure = "none was configured"
@@ -104,7 +107,9 @@ class Dispatch:
     async def _stream(self, replica: Replica, post: Post) -> None:
         requests, longest = tuple(post.unanswered.values()), self._sampling.max_new_tokens
         try:
-            stream = replica.server.decode(uuid4().hex, requests, self._sampling, self._versions[replica])
+            stream = replica.server.decode(
+                uuid4().hex, requests, self._sampling, self._versions[replica], self._return_logprobs
+            )
             async with aclosing(stream) as results:
                 async for result in results:
                     replica.release((post.unanswered.pop(result.request.uid),), longest)

@@ -13,6 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from learner.model.load import load_tokenizer
 from shared.config.load import load_config
+from shared.extras import is_installed
 from shared.metrics import METRICS, REASON, metric_named
 
 pytestmark = pytest.mark.slow
@@ -137,15 +138,22 @@ def test_an_evaluation_leaves_the_run_as_it_is(six_steps, start, config_of, tmp_
     assert scored.end() == 0, scored.told
     for name in ("logging.jsonl", "ledger.jsonl", "config.resolved.yaml"):
         assert (tmp_path / "run" / name).read_bytes() == (six_steps.folder / name).read_bytes()
-    record = json.loads((tmp_path / "run" / "evaluation" / "logging.jsonl").read_text())
+    evaluation = tmp_path / "run" / "evaluation"
+    record = json.loads((evaluation / "logging.jsonl").read_text())
     assert {**record, "step": 6} == six_steps.log()[-1]
-    assert len(list((tmp_path / "run" / "evaluation" / "pictures").glob("eval-*.png"))) == 8
+    assert len(list((evaluation / "pictures").glob("eval-*.png"))) == 8
+    scores = json.loads((evaluation / "scores.json").read_text())
+    assert {**scores["metrics"], "step": 0} == record
+    assert sum(each["gt_objects"] for each in scores["classes"]) == record["eval_rollout_gt_objects"]
+    assert "F1, equal desc" in scored.told
 
 
 def test_evaluations_have_every_metric_of_their_own(six_steps) -> None:
     before, after = (record for record in six_steps.log() if "channel" not in record)
     names = {name for name, metric in METRICS.items() if metric.steps == "eval"}
     for record in (before, after):
-        assert names - {"eval_rollout_matched_maskiou_mean"} <= record.keys() - {"step"} <= names
+        always = {name for name in names if "_coco_" not in name} - {"eval_rollout_matched_maskiou_mean"}
+        assert always <= record.keys() - {"step"} <= names
+        assert ("eval_coco_ap" in record) == is_installed("faster_coco_eval")
     assert (before["step"], after["step"]) == (0, 6)
     assert before["eval_rollout_gt_objects"] == after["eval_rollout_gt_objects"] > 8

@@ -75,7 +75,8 @@ async def test_an_evaluation_in_groups_scores_every_record_once(
         whole = await run.evaluation.run(run.progress)
         monkeypatch.setattr("learner.evaluate.GROUP_SIZE", 3)
         assert await run.evaluation.run(run.progress) == whole
-    assert whole["eval_rollout_matched"] == whole["eval_rollout_pred_objects"] == 7
+    assert whole.metrics["eval_rollout_matched"] == whole.metrics["eval_rollout_pred_objects"] == 7
+    assert (whole.num_images, whole.metrics["eval_rollout_lost"]) == (8, 1)
     assert len(list((tmp_path / "run" / "pictures").glob("eval-000000-val-*.png"))) == 7
 
 

@@ -1,0 +1,16 @@
+"""Optional packages: whether they are installed here, and which extra of ours brings them."""
+
+from importlib.util import find_spec
+
+EXTRAS = {"faster_coco_eval": "eval", "tensorboard": "tracking", "wandb": "tracking", "vllm": "vllm"}
+"""The extra of each optional module."""
+
+
+def is_installed(module: str) -> bool:
+    """Whether `module` can be imported; it is not."""
+    return find_spec(module) is not None
+
+
+def cure_for(module: str) -> str:
+    """How to get a module that is missing."""
+    return f"pip install 'boxloop[{EXTRAS[module]}]'"
