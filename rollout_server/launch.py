@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+import anyio
 import uvicorn
 from fastapi import FastAPI
 
@@ -15,14 +16,15 @@ from rollout_server.engines.base import Engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.base_model import base_model
 from shared.config.models import Config
-from shared.errors import BoxloopError, ConfigError
+from shared.errors import BoxloopError, ConfigError, EngineFailed
 from shared.streams import task_group
 from shared.weights_root import weights_root
 
 TOKEN_VARIABLE = "BOXLOOP_TOKEN"
 MIN_TOKEN_BYTES = 32
 GRACE_S = 2
-"""How long open streams may go on after a signal."""
+"""How long open streams may go on after a signal, or after the engine's death."""
+WATCH_INTERVAL_S = 0.5
 
 
 def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings:
@@ -129,7 +131,7 @@ class _Server(uvicorn.Server):
 async def serve(settings: ServerSettings, listener: socket.socket) -> None:
     """Answer probes at once and rollouts when the engine has started, until a signal ends the process.
 
-    Raises BoxloopError when the engine cannot start.
+    Raises BoxloopError when the engine cannot start, EngineFailed when it has died.
     """
     engine = build_engine(settings)
     app = create_app(engine, settings)
@@ -140,6 +142,7 @@ async def serve(settings: ServerSettings, listener: socket.socket) -> None:
     try:
         async with task_group() as tasks:
             tasks.start_soon(_start, engine, settings)
+            tasks.start_soon(_fail_with, engine)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
     finally:
@@ -152,3 +155,11 @@ async def _start(engine: Engine, settings: ServerSettings) -> None:
     await engine.start()
     await check_canary(engine)
     print(f"ready: {engine.name} engine with {settings.model}", flush=True)
+
+
+async def _fail_with(engine: Engine) -> None:
+    """Raise EngineFailed when the engine is dead; before that, streams get their error lines and probes the reason."""
+    while engine.health().live:  # noqa: ASYNC110 - an engine has no event for the death of another process
+        await anyio.sleep(WATCH_INTERVAL_S)
+    await anyio.sleep(GRACE_S)
+    raise EngineFailed(engine.health().reason)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -38,8 +38,16 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("boxloop_server_policy_step", "Optimizer updates the weights have seen.", step)
 
 
+class LibraryCollector(Collector):
+    """What libraries, vLLM above all, count in the registry that is theirs by default."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield from REGISTRY.collect()
+
+
 def server_registry(collector: ServerCollector) -> CollectorRegistry:
-    """A registry of the process's own; the default one belongs to the libraries."""
+    """The server's own numbers and its libraries'; a registry of its own, so that tests run several servers."""
     registry = CollectorRegistry()
     registry.register(collector)
+    registry.register(LibraryCollector())
     return registry

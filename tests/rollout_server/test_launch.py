@@ -1,4 +1,5 @@
 import argparse
+import json
 import os
 import signal
 import socket
@@ -159,6 +160,30 @@ def test_a_signal_cuts_open_streams_so_that_clients_ask_elsewhere_at_once(
             list(lines)
     assert process.popen.wait(2) == 143
     assert "Traceback" not in process.popen.communicate()[1]
+
+
+@pytest.mark.slow
+def test_a_dead_engine_answers_its_streams_and_probes_and_then_ends_the_process(
+    config_file: Path, tmp_path: Path, prompts
+) -> None:
+    script = tmp_path / "script.json"
+    script.write_text('{"faults": {"b": "die"}, "delays": {"b": 0.2}}')
+    process = Process(config_file, "--engine", "scripted", "--script", str(script))
+    url = "http://" + process.wait_for("listening").split()[-1]
+    process.wait_for("ready")
+    body = prompts.batch("a", "b", "c").model_dump_json()
+    lines = [json.loads(line) for line in httpx.post(f"{url}/rollouts", content=body, trust_env=False).iter_lines()]
+    assert {line["uid"]: line["type"] for line in lines if "uid" in line} == {
+        "a": "sample",
+        "b": "error",
+        "c": "sample",
+    }
+    assert lines[-1]["type"] == "footer"
+    health = httpx.get(f"{url}/health/", trust_env=False)
+    assert health.status_code == 503
+    assert "the engine died, says the script" in health.text
+    assert process.popen.wait(5) == 1
+    assert "EngineFailed: the engine died, says the script" in process.popen.communicate()[1]
 
 
 @pytest.mark.slow
