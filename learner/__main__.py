@@ -10,18 +10,21 @@ from pathlib import Path
 
 from rich.console import Console
 
+from learner.progress import Progress
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
 from shared.lifeline import end_with_parent
 
-SCORES_FILE = "scores.json"
-"""Written by an evaluation into its folder."""
+STEP_GRACE_S = 20.0
+"""How long the running step may take to end after a signal."""
+ORPHAN_GRACE_S = 5.0
+"""The same when the supervisor is gone, and the servers with it."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run to the end and return the exit code (see docs/running.md)."""
-    end_with_parent()
+    end_with_parent(grace_s=ORPHAN_GRACE_S)
     options = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -32,45 +35,55 @@ def main(arguments: Sequence[str]) -> int:
         if not options.evaluate and resolved.resolve() != options.config.resolve():
             save_resolved(config, resolved)
         return asyncio.run(until_signalled(config, console, options.evaluate))
-    except BoxloopError as error:
+    except (BoxloopError, OSError) as error:  # OSError: a disk that is full or gone
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False)
-        return error.exit_code
+        return error.exit_code if isinstance(error, BoxloopError) else BoxloopError.exit_code
 
 
 async def until_signalled(config: Config, console: Console, evaluate_only: bool) -> int:
-    """Train (or evaluate) until it is done, or until SIGINT or SIGTERM cancels it; no half step is applied."""
+    """Train (or evaluate) until it is done, or until SIGINT or SIGTERM ends it; no half step is applied.
+
+    A training ends with the running step and a checkpoint. It is cancelled, as at a second signal, when that step takes
+    longer than STEP_GRACE_S.
+    """
     from learner.build import open_run  # torch takes seconds to import: a bad config is told before
-    from learner.reporting.scores import print_scores, write_scores
     from learner.train import train
 
     folder = config.training.output_dir / "evaluation" if evaluate_only else config.training.output_dir
 
-    async def work() -> None:
-        async with open_run(config, console, folder) as run:
-            if not evaluate_only:
-                await train(run)
-                return
-            scores = await run.evaluation.run(run.progress)
-            print_scores(scores, console)
-            write_scores(scores, folder / SCORES_FILE)
+    training: Progress | None = None
 
-    task = asyncio.ensure_future(work())
+    async def work() -> None:
+        nonlocal training
+        async with open_run(config, console, folder) as run:
+            training = None if evaluate_only else run.progress
+            await (run.evaluation.run(run.progress) if evaluate_only else train(run))
+
+    task, loop = asyncio.ensure_future(work()), asyncio.get_running_loop()
     received: list[int] = []
 
     def stop(number: int) -> None:
         received.append(number)
-        task.cancel()
+        if training is None or len(received) > 1:
+            task.cancel()
+            return
+        training.stop_requested = True
+        loop.call_later(STEP_GRACE_S, task.cancel)
+        console.print(
+            f"{signal.Signals(number).name}: the running step has {STEP_GRACE_S:g} s to end, then a checkpoint"
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        loop.add_signal_handler(number, stop, number)
     try:
         await task
     except asyncio.CancelledError:
         if not received:
             raise
-        console.print(f"stopped by {signal.Signals(received[0]).name}; the last checkpoint stands")
-        return 128 + received[0]
-    return 0
+    if not received:
+        return 0
+    console.print(f"stopped by {signal.Signals(received[0]).name}; the last checkpoint stands")
+    return 128 + received[0]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -74,7 +74,10 @@ class Checkpoints:
             self._best = (progress.step, metrics[name])
 
     def due(self, progress: Progress) -> bool:
-        """Whether the step that just ended is followed by a checkpoint. Unless none is wanted, the last one is."""
+        """Whether the step that just ended is followed by a checkpoint. Unless none is wanted, the last one is.
+
+        So is one after which the run stops because it was asked to.
+        """
         match self._training.save_strategy:
             case "no":
                 return False
@@ -84,16 +87,17 @@ class Checkpoints:
                 wanted = int(progress.epoch) > self._saved_epoch
             case "best":
                 wanted = self._best is not None and self._best[0] == progress.step
-        return wanted or progress.done
+        return wanted or progress.done or progress.stop_requested
 
     def save(self, progress: Progress) -> Path:
-        """Write `checkpoint-<step>`, whole or not at all; returns its folder."""
+        """Write `checkpoint-<step>`, whole or not at all; returns its folder. Raises NotWritten on a full disk."""
         final = self._training.output_dir / f"checkpoint-{progress.step}"
-        with whole_folder(final) as folder:
+        own = {} if self._training.save_only_model else training_tensors(self._optimizer, self._loaded.model)
+        with whole_folder(final, self._num_bytes(own)) as folder:
             self._save_weights(folder)
             copy_companions(self._loaded.folder, folder)
-            if not self._training.save_only_model:
-                save_file(training_tensors(self._optimizer, self._loaded.model), folder / TENSORS_FILE)
+            if own:
+                save_file(own, folder / TENSORS_FILE)
             (folder / STATE_FILE).write_text(json.dumps(asdict(self._state(progress, folder)), indent=2) + "\n")
         self._saved_epoch = int(progress.epoch)
         self._prune()
@@ -117,6 +121,10 @@ class Checkpoints:
         if state.best_global_step is not None and state.best_metric is not None:
             self._best = (state.best_global_step, state.best_metric)
         return state
+
+    def _num_bytes(self, own: Mapping[str, torch.Tensor]) -> int:
+        weights = (each for each in self._loaded.model.parameters() if each.requires_grad or not self._loaded.adapters)
+        return sum(tensor.nbytes for tensor in (*weights, *own.values()))
 
     def _save_weights(self, folder: Path) -> None:
         loaded = self._loaded

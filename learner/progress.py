@@ -7,12 +7,16 @@ from learner.plan.step_plan import StepPlan
 
 @dataclass
 class Progress:
-    """`step` counts finished optimizer steps, `cursor` the records they consumed over all epochs."""
+    """`step` counts finished optimizer steps, `cursor` the records they consumed over all epochs.
+
+    With `stop_requested` the step that runs is the last.
+    """
 
     num_steps: int
     step: int = 0
     cursor: int = 0
     epoch: float = 0.0
+    stop_requested: bool = False
 
     def advance(self, step: StepPlan) -> None:
         """Note that `step` is done."""

@@ -6,12 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from shared.errors import BoxloopError
+
+
+class NotWritten(BoxloopError):
+    """The disk did not take a folder; nothing of it is left."""
+
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
+def whole_folder(final: Path, num_bytes: int = 0) -> Iterator[Path]:
     """A folder to write files into; when the block ends well it is on the disk as `final`, in place of what was there.
 
-    When the block fails it is removed; what a killed process left is removed by the next one.
+    When the block fails it is removed; what a killed process left is removed by the next one. Raises NotWritten when
+    the disk takes no more, with `num_bytes`, about what the files need.
     """
     partial = final.parent / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -23,8 +32,19 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(final.parent)
+    except (OSError, SafetensorError) as error:
+        raise NotWritten(_told(final, num_bytes, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _told(final: Path, num_bytes: int, error: Exception) -> str:
+    free = shutil.disk_usage(final.parent).free
+    return (
+        f"{final} cannot be written: {error}. It needs about {num_bytes / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are "
+        "free there. Nothing of it is left and older ones are whole: make room and resume; training.save_total_limit "
+        "keeps fewer checkpoints"
+    )
 
 
 def _sync(path: Path) -> None:
