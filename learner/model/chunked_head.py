@@ -1,8 +1,8 @@
-"""A linear head whose [rows, vocabulary] logits never exist at once: a chunk of rows at a time, forth and back.
+"""A linear head whose [rows, vocabulary] logits never exist at once: a block of the vocabulary at a time.
 
-The forward pass keeps one normaliser a row and no logits; the backward pass multiplies each chunk a second time. One
-matrix product in four is a repeated one, and still it takes less time than keeping all logits, or than
-`torch.utils.checkpoint` over the same chunks: nothing as large as the logits is written, read back and freed.
+The forward pass keeps a normaliser for each row and no logits; the backward pass multiplies each block a second time.
+One matrix product in four is a repeated one, and still this is the fastest way that was tried: a block of logits stays
+in a CPU's cache from its product to its last use, and each row of the weight's gradient is written once.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 128 * 2**20
-"""Most bytes of a chunk's float32 logits: little enough to be had anywhere, rows enough for full matrix products."""
+BLOCK_BYTES = 16 * 2**20
+"""Most bytes of a block's float32 logits."""
 
 
-def row_chunks(num_rows: int, vocabulary_size: int) -> Iterator[slice]:
-    """Cut rows into slices whose float32 logits take at most CHUNK_BYTES; one slice even of no rows."""
-    size = max(1, CHUNK_BYTES // (4 * vocabulary_size))
-    for start in range(0, max(1, num_rows), size):
-        yield slice(start, start + size)
+def blocks(num_rows: int, vocabulary_size: int) -> Iterator[slice]:
+    """Cut the vocabulary into slices of at least one token, whose logits of all rows take at most BLOCK_BYTES."""
+    size = max(1, BLOCK_BYTES // (4 * max(1, num_rows)))
+    for start in range(0, vocabulary_size, size):
+        yield slice(start, min(start + size, vocabulary_size))
 
 
 class ChunkedHead(torch.autograd.Function):
@@ -36,12 +36,13 @@ class ChunkedHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, slots: Tensor, columns: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, matrix = hidden.to(dtype), weight.to(dtype)
-        normalisers = torch.empty(len(rows), device=rows.device)
-        of_labels = torch.empty_like(normalisers)
-        for chunk in row_chunks(len(rows), len(matrix)):
-            logits = (rows[chunk] @ matrix.T).float()
-            normalisers[chunk] = logits.logsumexp(-1)
-            of_labels[chunk] = logits.gather(1, labels[chunk, None])[:, 0]
+        normalisers = torch.full(labels.shape, -torch.inf, device=rows.device)
+        of_labels = torch.zeros_like(normalisers)
+        for block in blocks(len(rows), len(matrix)):
+            logits = (rows @ matrix[block].T).float()
+            normalisers = torch.logaddexp(normalisers, logits.logsumexp(-1))
+            place, is_inside = _place(labels, block)
+            of_labels = torch.where(is_inside, logits.gather(1, place[:, None])[:, 0], of_labels)
         ctx.save_for_backward(hidden, weight, labels, slots, columns, normalisers)
         ctx.dtype = dtype
         return normalisers, of_labels, (rows[slots] @ matrix[columns].T).float()
@@ -54,16 +55,17 @@ class ChunkedHead(torch.autograd.Function):
         """∂logits = softmax · ∂normaliser, plus ∂label at the label and ∂slot at the slot's columns."""
         hidden, weight, labels, slots, columns, normalisers = ctx.saved_tensors
         rows, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        to_rows = torch.empty(rows.shape, device=rows.device)
-        to_weight = torch.zeros(weight.shape, device=rows.device) if ctx.needs_input_grad[1] else None
-        for chunk in row_chunks(len(rows), len(matrix)):
-            slopes = (rows[chunk] @ matrix.T).float()
-            slopes.sub_(normalisers[chunk, None]).exp_().mul_(to_normalisers[chunk, None])
-            slopes.scatter_add_(1, labels[chunk, None], to_labels[chunk, None])
+        to_rows = torch.zeros(rows.shape, device=rows.device)
+        to_weight = torch.empty(weight.shape, device=rows.device) if ctx.needs_input_grad[1] else None
+        for block in blocks(len(rows), len(matrix)):
+            slopes = (rows @ matrix[block].T).float()
+            slopes.sub_(normalisers[:, None]).exp_().mul_(to_normalisers[:, None])
+            place, is_inside = _place(labels, block)
+            slopes.scatter_add_(1, place[:, None], torch.where(is_inside, to_labels, 0)[:, None])
             slopes = slopes.to(ctx.dtype)
-            to_rows[chunk] = (slopes @ matrix).float()
+            to_rows += slopes @ matrix[block]
             if to_weight is not None:
-                _add_product(to_weight, slopes.T, rows[chunk])
+                to_weight[block] = slopes.T @ rows
         slopes = to_slots.to(ctx.dtype)
         to_rows.index_add_(0, slots, (slopes @ matrix[columns]).float())
         if to_weight is not None:
@@ -72,9 +74,7 @@ class ChunkedHead(torch.autograd.Function):
         return to_rows.to(hidden.dtype), to_weight, None, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left · right, without a product of its own where all are of one type."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _place(labels: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Where in a block the labels stand, and which of them do; those that do not are given some place."""
+    is_inside = (labels >= block.start) & (labels < block.stop)
+    return (labels - block.start).clamp(0, block.stop - block.start - 1), is_inside

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from learner.model.chunked_head import ChunkedHead, row_chunks
+from learner.model.chunked_head import ChunkedHead
 from learner.model.load import LoadedModel
 from learner.packing.collate import PackedBatch
+
+CHUNK_BYTES = 128 * 2**20
+"""Most bytes of float32 logits that a head is called for at a time, where it has to be called."""
 
 
 @dataclass(frozen=True)
@@ -77,4 +80,7 @@ def _scores_of_any_head(loaded: LoadedModel, hidden: Tensor, batch: PackedBatch,
 
 
 def _chunks(loaded: LoadedModel, hidden: Tensor) -> Iterator[slice]:
-    return row_chunks(len(hidden), loaded.model.config.text_config.vocab_size)
+    """Cut rows into slices whose logits take at most CHUNK_BYTES; one slice even of no rows."""
+    size = max(1, CHUNK_BYTES // (4 * loaded.model.config.text_config.vocab_size))
+    for start in range(0, max(1, len(hidden)), size):
+        yield slice(start, start + size)
