@@ -16,6 +16,9 @@ from shared.config.models import Config
 from shared.errors import BoxloopError, ConfigError
 from shared.lifeline import end_with_parent
 
+SCORES_FILE = "scores.json"
+"""Written by an evaluation into its folder."""
+
 STEP_GRACE_S = 20.0
 """How long the running step may take to end after a signal."""
 ORPHAN_GRACE_S = 5.0
@@ -47,6 +50,7 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     longer than STEP_GRACE_S.
     """
     from learner.build import open_run  # torch takes seconds to import: a bad config is told before
+    from learner.reporting.scores import print_scores, write_scores
     from learner.train import train
 
     folder = config.training.output_dir / "evaluation" if evaluate_only else config.training.output_dir
@@ -56,8 +60,13 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     async def work() -> None:
         nonlocal training
         async with open_run(config, console, folder) as run:
-            training = None if evaluate_only else run.progress
-            await (run.evaluation.run(run.progress) if evaluate_only else train(run))
+            if not evaluate_only:
+                training = run.progress
+                await train(run)
+                return
+            scores = await run.evaluation.run(run.progress)
+            print_scores(scores, console)
+            write_scores(scores, folder / SCORES_FILE)
 
     task, loop = asyncio.ensure_future(work()), asyncio.get_running_loop()
     received: list[int] = []

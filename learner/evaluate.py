@@ -1,30 +1,31 @@
-"""Evaluation: decode the validation records with the current weights, parse, match and count. No loss."""
+"""Evaluation: decode the validation records with the current weights, parse and score them. No loss."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 
+from anyio import to_thread
 from rich.console import Console
 
 from learner.data.prompt import Encoder
-from learner.detection.matching import match_objects
 from learner.detection.parsing import parse_rollout
-from learner.detection.quality import Quality, quality_of
+from learner.detection.prediction import Prediction
 from learner.detection.record import KINDS, Record
 from learner.progress import Progress
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
-from learner.reporting.tallies import Tallies
 from learner.requests import decode_requests, encode_in_order
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
+from learner.scoring import Scores, Scoring
 from learner.teacher import Teacher
 from learner.weight_sync.publisher import WeightPublisher
+from shared.errors import ProtocolError
 from shared.streams import prefetched
 from shared.wire import PolicyVersion, Sampling
 
-IOU_50 = 0.5
 GROUP_SIZE = 256
 """Records that are decoded together: enough to fill every server, few enough to hold their images."""
 
@@ -72,10 +73,10 @@ class Evaluation:
         """Whether the weights that training starts from are evaluated."""
         return self._plan.at_start and progress.step == 0
 
-    async def run(self, progress: Progress) -> dict[str, float]:
+    async def run(self, progress: Progress) -> Scores:
         """Evaluate once; writes one `eval_*` record and the pictures."""
         version = (await self._weights.publish_if_stale(progress.step)).version
-        tallies, records = Tallies(), self._plan.records
+        scoring, records = Scoring(self._matching), self._plan.records
         drawn = {record.record_id for record in records[: self._plan.num_pictures]}
         with progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=len(records))
@@ -85,20 +86,22 @@ class Evaluation:
                     if isinstance(result, LostSample):
                         message = f"evaluation: {result.request.uid} lost: {result.message}"
                         self._console.print(message, style="yellow", markup=False)
+                        scoring.lose(result.request.encoded.record)
                         continue
-                    sample = self._count(tallies, result)
+                    sample = self._count(scoring, result)
                     if sample.record.record_id in drawn:
                         self._keep(sample, progress.step)
-        metrics = tallies.reduced()
-        self._sinks.append({"step": progress.step, **metrics})
-        self._console.print(evaluation_line(progress.step, len(records), metrics))
-        return metrics
+        scores = await to_thread.run_sync(scoring.scores, progress.step)
+        self._sinks.append({"step": scores.step, **scores.metrics})
+        self._console.print(evaluation_line(scores))
+        return scores
 
     async def _results(self, version: PolicyVersion) -> AsyncGenerator[Rollout | LostSample, None]:
         """Every record's answer. The next group's images are read while one is decoded, and no more are held."""
         async with prefetched(self._groups(), depth=1) as groups:
             async for requests in groups:
-                async with aclosing(self._pool.decode(requests, version, self._sampling)) as results:
+                answers = self._pool.decode(requests, version, self._sampling, return_logprobs=True)
+                async with aclosing(answers) as results:
                     async for result in results:
                         yield result
 
@@ -108,15 +111,10 @@ class Evaluation:
             encoded = [each async for each in encode_in_order(records, self._encoder)]
             yield decode_requests(encoded, run_seed=0, step=0)
 
-    def _count(self, tallies: Tallies, rollout: Rollout) -> PictureSample:
+    def _count(self, scoring: Scoring, rollout: Rollout) -> PictureSample:
         record = rollout.request.encoded.record
         parsed = parse_rollout(rollout.token_ids, self._vocabulary, rollout.finish_reason, kinds=KINDS)
-        match = match_objects(parsed.predictions, record.objects, self._matching)
-        count_evaluated(tallies, quality_of(parsed, record.objects, match))
-        at_50 = match_objects(parsed.predictions, record.objects, replace(self._matching, maskiou_gate=IOU_50))
-        predicted, truth = len(parsed.predictions), len(record.objects)
-        tallies.count("eval_rollout_f1_iou50", 2 * len(at_50.pairs), predicted + truth)
-        tallies.count("eval_rollout_recall_iou50", len(at_50.pairs), truth)
+        match = scoring.add(record, parsed, [score_of(prediction, rollout) for prediction in parsed.predictions])
         return PictureSample(record=record, predictions=parsed.predictions, match=match, appended=())
 
     def _keep(self, sample: PictureSample, step: int) -> None:
@@ -126,28 +124,24 @@ class Evaluation:
         draw(sample).save(self._plan.pictures / f"eval-{step:06d}-{name}.png")
 
 
-def count_evaluated(tallies: Tallies, quality: Quality) -> None:
-    """Count one answer under the names of section "Evaluation" of docs/metrics.md."""
-    predicted, truth, matched = quality.num_predictions, quality.num_ground_truth, quality.num_matched
-    tallies.count("eval_rollout_precision", matched, predicted)
-    tallies.count("eval_rollout_recall", matched, truth)
-    tallies.count("eval_rollout_f1", 2 * matched, predicted + truth)
-    tallies.count("eval_rollout_pred_objects", predicted)
-    tallies.count("eval_rollout_gt_objects", truth)
-    tallies.count("eval_rollout_matched", matched)
-    tallies.count("eval_rollout_fp", predicted - matched)
-    tallies.count("eval_rollout_fn", truth - matched)
-    tallies.count("eval_rollout_matched_maskiou_mean", quality.matched_iou_sum, matched)
-    tallies.count("eval_rollout_parse_truncated_rate", quality.num_truncated, 1)
-    tallies.count("eval_rollout_sample_valid_pred_rate", quality.num_with_predictions, 1)
+def score_of(prediction: Prediction, rollout: Rollout) -> float:
+    """How sure the model was of an object: the mean probability of its coordinate tokens.
+
+    Raises ProtocolError for an answer without log-probabilities.
+    """
+    logprobs = rollout.token_logprobs
+    if logprobs is None:
+        raise ProtocolError(f"{rollout.request.uid}: the server was asked for log-probabilities and sent none")
+    return sum(exp(logprobs[position]) for position in prediction.positions) / len(prediction.positions)
 
 
-def evaluation_line(step: int, num_records: int, metrics: dict[str, float]) -> str:
+def evaluation_line(scores: Scores) -> str:
     """One evaluation for a human. A score over nothing, such as the recall of no objects, is left out."""
     shown = {
         "F1@0.5": "eval_rollout_f1_iou50",
         "recall@0.5": "eval_rollout_recall_iou50",
+        "AP": "eval_coco_ap",
         "valid": "eval_rollout_sample_valid_pred_rate",
     }
-    scores = ", ".join(f"{name} {metrics[metric]:.3f}" for name, metric in shown.items() if metric in metrics)
-    return f"evaluation after step {step} on {num_records} images: {scores}"
+    values = [f"{name} {scores.metrics[metric]:.3f}" for name, metric in shown.items() if metric in scores.metrics]
+    return f"evaluation after step {scores.step} on {scores.num_images} images: {', '.join(values)}"

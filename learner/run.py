@@ -1,6 +1,6 @@
 """Everything that a training run holds, wired by learner/build.py and driven by learner/train.py."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from learner.accounting import LearnerActivity, RunAccount
@@ -56,8 +56,8 @@ class Run:
         while not (self.progress.done or self.progress.stop_requested):
             yield self.planner.plan(self.progress.step, self.progress.cursor)
 
-    async def evaluate(self) -> dict[str, float]:
+    async def evaluate(self) -> Mapping[str, float]:
         """Score the weights of now, once nothing is decoded any more: a rollout has one version."""
         with self.account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
             await self.decoder.settled()
-            return await self.evaluation.run(self.progress)
+            return (await self.evaluation.run(self.progress)).metrics
