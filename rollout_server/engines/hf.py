@@ -96,6 +96,7 @@ class HfEngine:
 
     async def load_weights(self, file: Path) -> None:
         model = self._loaded().model
+        await self._on_thread(self._batch.clear_cache)
         await self._on_thread(lambda: replace_weights(model, file))
 
     def canary(self) -> EngineRequest:

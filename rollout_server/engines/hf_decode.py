@@ -112,6 +112,11 @@ class DecodeBatch:
         return self._max_rows - len(self.rows)
 
     @torch.inference_mode()
+    def clear_cache(self) -> None:
+        """Forget what gone rows have left, which masked columns still read: weights may have made it NaN."""
+        self._cache.states.zero_()
+
+    @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> None:
         """Prefill `rows`, at most `num_free` of them, and choose their first tokens."""
         for group in prefill_groups(rows):

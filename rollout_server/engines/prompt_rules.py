@@ -80,7 +80,7 @@ class PromptRules:
             )
 
     def canary_request(self) -> EngineRequest:
-        """Two greedy tokens on a grey ramp of the smallest size the image processor leaves as it is."""
+        """One greedy token on a grey ramp of the smallest size the image processor leaves as it is."""
         factor = self.patch_size * self.merge_size
         side = factor * max(2, math.ceil(math.sqrt(self.min_pixels) / factor))
         png = io.BytesIO()
@@ -89,7 +89,7 @@ class PromptRules:
             uid="canary",
             prompt_token_ids=(self.vision_start_token_id, self.image_token_id, self.vision_end_token_id),
             images=(png.getvalue(),),
-            sampling=Sampling(max_new_tokens=2, stop_token_ids=()),
+            sampling=Sampling(max_new_tokens=1, stop_token_ids=()),
             return_logprobs=True,
         )
 

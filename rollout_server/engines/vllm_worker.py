@@ -31,6 +31,7 @@ class WorkerExtension:
     """Methods that vLLM's worker gains."""
 
     get_model: Any
+    model_runner: Any
     model_config: Any
     vllm_config: Any
 
@@ -64,6 +65,9 @@ class WorkerExtension:
                     _undo_what_is_unfinished(model)
                 _restore(model, {name: value for name, value in small.items() if name not in loaded})
                 _repack_embeddings(model)
+            # A block that is used again is masked behind its last token, not empty, and 0 × NaN is NaN.
+            for cache in self.model_runner.kv_caches:
+                cache.zero_()
         except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, AssertionError) as error:
             return f"{Path(path).name}: {error!r}"
         return ""

@@ -1,6 +1,7 @@
 """The embedded engine against transformers' own generation, token by token in float32."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -155,6 +156,22 @@ async def test_new_weights_are_what_transformers_decodes_with_them(checkpoint, r
     for request in asked:
         assert after[request.uid].token_ids == reference.answer(request)
         assert after[request.uid].token_ids != before[request.uid].token_ids
+
+
+async def test_what_broken_weights_have_left_in_the_cache_harms_no_later_answer(checkpoint, requests, tmp_path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    broken = {name: tensor * float("nan") for name, tensor in tensors.items() if "layers.0.mlp.down_proj" in name}
+    save_file(broken, tmp_path / "broken")
+    asked = requests(8, max_new_tokens=12)
+    async with started(checkpoint) as engine:
+        before = await answers(engine, asked)
+        await engine.load_weights(tmp_path / "broken")
+        assert not math.isfinite((await answers(engine, asked))["r0"].token_logprobs[0])
+        await engine.load_weights(checkpoint / "model.safetensors")
+        after = await answers(engine, asked[::-1])
+    assert {uid: answer.token_ids for uid, answer in after.items()} == {
+        uid: answer.token_ids for uid, answer in before.items()
+    }
 
 
 async def test_a_file_that_cannot_be_loaded_is_a_failed_sync(checkpoint, tmp_path) -> None:
