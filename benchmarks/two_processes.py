@@ -5,7 +5,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from compose.environment import child_environment
 from compose.process import ChildProcess, ProcessSpec
 from compose.readiness import ServerProcess, wait_until_ready
 from learner.build import open_run
+from learner.learn import Learner
 from learner.model.load import load_tokenizer
 from learner.model.tiny import build_tiny
 from learner.reporting.step_report import StepRecord
@@ -115,10 +116,11 @@ def write_config(folder: Path, model: Path, values: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Pin this process, and what it starts inside the block, to one core."""
+def on_core(core: int | None) -> Iterator[None]:
+    """Pin this process, and what it starts inside the block, to one core (None = leave it as it is)."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(before)[core % len(before)]})
+    if core is not None:
+        os.sched_setaffinity(0, {sorted(before)[core % len(before)]})
     try:
         yield
     finally:
@@ -126,7 +128,9 @@ def on_core(core: int) -> Iterator[None]:
 
 
 @contextmanager
-def servers(config: Path, folder: Path, arguments: Sequence[Sequence[str]], core: int = 0) -> Iterator[list[str]]:
+def servers(
+    config: Path, folder: Path, arguments: Sequence[Sequence[str]], core: int | None = 0
+) -> Iterator[list[str]]:
     """Start a server for each list of `arguments`, all on one core with a thread each; yields their addresses."""
     environment = child_environment(
         {**os.environ, "OMP_NUM_THREADS": "1"}, gpus=(), token="", num_processes=1, disable_proxy=True
@@ -153,13 +157,23 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def trained(config: Path, addresses: Sequence[str], overrides: Sequence[str], core: int = 1) -> list[TimedStep]:
-    """Run the real training loop on one core, with one thread for its matrices; returns its steps."""
+async def trained(
+    config: Path,
+    addresses: Sequence[str],
+    overrides: Sequence[str],
+    core: int = 1,
+    learner: Callable[[Learner], Any] | None = None,
+) -> list[TimedStep]:
+    """Run the real training loop on one core, with one thread for its matrices; returns its steps.
+
+    `learner` replaces what computes.
+    """
     listed = ", ".join(f"{{base_url: '{address}'}}" for address in addresses)
     loaded = load_config(config, [*overrides, f"custom.extra.rollout_matching.vllm.server.servers=[{listed}]"])
     recorder = Recorder()
     torch.set_num_threads(1)
     with on_core(core):
         async with open_run(loaded, Console(file=io.StringIO()), loaded.training.output_dir) as run:
-            await train(replace(run, sinks=recorder))  # type: ignore[arg-type]
+            computing = learner(run.learner) if learner else run.learner
+            await train(replace(run, sinks=recorder, learner=computing))  # type: ignore[arg-type]
     return recorder.steps
