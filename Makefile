@@ -25,7 +25,7 @@ check: $(VENV)/.dev
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@if $(CPU_ONLY); then $(BIN)/pip install -q "$(CPU_TORCH)"; fi
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q -e ".[eval]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

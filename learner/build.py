@@ -32,10 +32,11 @@ from learner.parts import (
     teacher_for,
 )
 from learner.plan.planner import Planner
-from learner.preflight import check_server, check_servers_are_named, without_long_records
+from learner.preflight import check_best_metric, check_server, check_servers_are_named, without_long_records
 from learner.progress import Progress
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
+from learner.reporting.trackers import check_trackers, trackers_for
 from learner.rollouts.connect import server_clients
 from learner.rollouts.remote import RolloutServer
 from learner.run import Run
@@ -51,6 +52,8 @@ NUM_EVAL_PICTURES = 8
 async def open_run(config: Config, console: Console, folder: Path) -> AsyncIterator[Run]:
     """Wire the parts of a run that logs into `folder`; leaving the block closes them in reverse order."""
     training = config.training
+    check_trackers(config)
+    check_best_metric(config)
     start = start_of(config)
     tokenizer = load_tokenizer(start.model)
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
@@ -86,7 +89,14 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         learner_account = TimeAccount(LearnerActivity)
         lane = stack.enter_context(ComputeLane(learner_account))
         sinks = stack.enter_context(
-            Sinks(folder, console, progress, training.logging_steps, log_first=training.logging_first_step)
+            Sinks(
+                folder,
+                console,
+                progress,
+                training.logging_steps,
+                log_first=training.logging_first_step,
+                trackers=trackers_for(config, folder, progress.step),
+            )
         )
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server

@@ -11,6 +11,7 @@ from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary, coordinate_text
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
+from shared.extras import cure_for, is_installed
 from shared.wire import ServerInfo
 
 SHORTEST_COORDINATE = len(coordinate_text(0))
@@ -65,6 +66,16 @@ def check_servers_are_named(config: Config) -> None:
         raise ConfigError(
             "custom.extra.rollout_matching.vllm.server.servers: this run decodes answers and names no rollout server; "
             "start one by `boxloop serve` and name it, or start the whole run by `boxloop up`"
+        )
+
+
+def check_best_metric(config: Config) -> None:
+    """Raise ConfigError when checkpoints are to be judged by a score whose package is not installed."""
+    name, training = config.training.metric_for_best_model, config.training
+    if training.eval_strategy != "no" and name.startswith("eval_coco_") and not is_installed("faster_coco_eval"):
+        raise ConfigError(
+            f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "
+            "by eval_rollout_f1"
         )
 
 

@@ -1,6 +1,6 @@
-"""Where finished steps and evaluations go: `logging.jsonl`, `ledger.jsonl` and the console."""
+"""Where finished steps and evaluations go: `logging.jsonl`, `ledger.jsonl`, trackers and the console."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from learner.progress import Progress
 from learner.reporting.jsonl_log import JsonlLog
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
+from learner.reporting.trackers import Tracker
 
 
 class Sinks:
@@ -22,7 +23,14 @@ class Sinks:
     """
 
     def __init__(
-        self, folder: Path, console: Console, progress: Progress, logging_steps: int = 1, *, log_first: bool = False
+        self,
+        folder: Path,
+        console: Console,
+        progress: Progress,
+        logging_steps: int = 1,
+        *,
+        log_first: bool = False,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self._log = JsonlLog(folder / "logging.jsonl", progress.step)
         self._ledger = JsonlLog(folder / "ledger.jsonl", progress.step)
@@ -30,6 +38,7 @@ class Sinks:
         self._progress = progress
         self._logging_steps = logging_steps
         self._log_first = log_first
+        self._trackers = trackers
         self._waiting = Tallies()
         self._bar = progress_bar(console)
         self._task = self._bar.add_task("training", total=progress.num_steps, completed=progress.step)
@@ -42,6 +51,8 @@ class Sinks:
         self._bar.stop()
         self._log.close()
         self._ledger.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def write(self, step: StepRecord) -> None:
         """Take a finished step; logs when a record is due."""
@@ -70,8 +81,12 @@ class Sinks:
             self.append({"step": self._progress.step, "warning": message})
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one line to `logging.jsonl`."""
+        """Write one line to `logging.jsonl`, and its numbers to the trackers."""
         self._log.append(record)
+        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+        step = int(numbers.pop("step"))
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
 
 
 def progress_bar(console: Console) -> bars.Progress:

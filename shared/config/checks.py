@@ -1,13 +1,14 @@
 """Every rule that ties keys together. Rules of a single key stand with the key, in the models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from shared.config.models import Config
+from shared.metrics import EVALUATION_SCORES
 
 ROLLOUT = "custom.extra.rollout_matching"
 STAGE2 = "custom.extra.stage2_ab"
-FREE_TRACKER = ("none",)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Problem:
 
 def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
     """All broken rules; an empty list is a configuration that can run."""
-    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _evaluation, _lengths, _repeats, _not_yet]
+    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _evaluation, _lengths, _repeats]
     problems = [problem for rule in rules for problem in rule(config)]
     if world_size > 1:
         key = f"{ROLLOUT}.vllm.mode"
@@ -130,6 +131,12 @@ def _evaluation(config: Config) -> Iterator[Problem]:
             ("custom.val_jsonl", "training.eval_strategy", "training.eval_on_start"),
             f"evaluation needs it (eval_strategy {training.eval_strategy}, eval_on_start {training.eval_on_start})",
         )
+    name, scores = training.metric_for_best_model, [metric.name for metric in EVALUATION_SCORES]
+    if name not in scores:
+        near = get_close_matches(name, scores, n=1, cutoff=0.0)[0]
+        yield Problem(
+            ("training.metric_for_best_model",), f"{name} is no score of an evaluation (docs/metrics.md); try {near}"
+        )
     if training.save_strategy == "best" and training.eval_strategy == "no":
         yield Problem(("training.save_strategy", "training.eval_strategy"), "best needs an eval_strategy other than no")
 
@@ -160,19 +167,3 @@ def _repeats(config: Config) -> Iterator[Problem]:
     limits = (repeat.max_consecutive_token_repeats, repeat.ngram_repeats, repeat.max_object_keys)
     if repeat.enabled and not any(limits):
         yield Problem((f"{key}.enabled",), "true without a limit; set max_consecutive_token_repeats, ngram_* or keys")
-
-
-NOT_YET: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
-    (
-        "training.report_to",
-        lambda c: c.training.report_to not in ((), FREE_TRACKER),
-        "trackers are not built yet; use none and read logging.jsonl",
-    ),
-)
-"""What the contract allows and this version cannot do: (key, is it asked for, what to do instead)."""
-
-
-def _not_yet(config: Config) -> Iterator[Problem]:
-    for key, is_asked_for, cure in NOT_YET:
-        if is_asked_for(config):
-            yield Problem((key,), cure)

@@ -7,7 +7,6 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from shared.config.checks import NOT_YET
 from shared.config.keys import Key, known_keys
 
 SIGNS = ((Gt, "gt", ">"), (Ge, "ge", "≥"), (Lt, "lt", "<"), (Le, "le", "≤"))
@@ -37,7 +36,7 @@ Keys without a default must be given."""
 
 
 def configuration_page() -> str:
-    """All keys with default, allowed values and meaning, and what this version refuses, as Markdown."""
+    """All keys with default, allowed values and meaning, as Markdown."""
     lines = [HEADER]
     section = None
     for key in known_keys():
@@ -49,14 +48,6 @@ def configuration_page() -> str:
             lines += ["", f"## {f'`{section}`' if section else 'Top level'}", ""]
             lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
         lines.append(_row(key))
-    lines += [
-        "",
-        "## Not in this version",
-        "",
-        "These values are understood and refused, with what to use instead.",
-        "",
-    ]
-    lines += [f"- `{path}`: {cure}" for path, _, cure in NOT_YET]
     return "\n".join(lines) + "\n"
 
 

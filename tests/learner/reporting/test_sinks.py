@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,35 @@ def test_a_warning_is_printed_and_logged(tmp_path: Path, console: Console) -> No
         sinks.warn("answers grow [longer]")
     assert lines(log) == [{"step": 4, "warning": "answers grow [longer]"}]
     assert "warning: answers grow [longer]" in printed(console)
+
+
+class Kept:
+    """A tracker that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, dict[str, float]]] = []
+        self.closed = False
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.sent.append((step, dict(metrics)))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_trackers_are_sent_the_numbers_of_the_log(tmp_path: Path, console: Console) -> None:
+    tracker = Kept()
+    with Sinks(tmp_path, console, Progress(num_steps=4), logging_steps=2, trackers=(tracker,)) as sinks:
+        for step in range(4):
+            sinks.write(finished(step))
+        sinks.append({"step": 4, "eval_rollout_f1": 0.5})
+        assert not tracker.closed
+    assert tracker.closed
+    logged = [
+        {name: value for name, value in line.items() if name != "channel"} for line in lines(tmp_path / "logging.jsonl")
+    ]
+    assert [{"step": step, **numbers} for step, numbers in tracker.sent] == logged
+    assert len(logged) == 3
 
 
 def test_lost_samples_are_named(tmp_path: Path, console: Console, learned_of: Callable[..., LearnedRollout]) -> None:

@@ -159,7 +159,12 @@ RULES = [
     (["tuner.train_type=lora", "tuner.target_regex=a(b"], "tuner.target_regex", "no regular expression"),
     (["tuner.target_regex=.*", "tuner.target_modules=[q_proj]"], "tuner.target_regex", "leave one of them out"),
     (["tuner.train_type=lora", "tuner.target_modules=[]"], "tuner.target_modules", "at least 1"),
-    (["training.report_to=wandb"], "training.report_to", "use none"),
+    (
+        ["training.metric_for_best_model=eval_rolout_f1"],
+        "training.metric_for_best_model",
+        "try eval_rollout_f1",
+    ),
+    (["training.metric_for_best_model=eval_rollout_fp"], "training.metric_for_best_model", "no score"),
 ]
 
 
