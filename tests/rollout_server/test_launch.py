@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from rollout_server.launch import TOKEN_VARIABLE, bound_socket, read_token, settings_from
 from shared.config.load import load_config
@@ -18,34 +17,6 @@ from shared.errors import BoxloopError, ConfigError
 from shared.weights_root import weights_root
 
 LONG = "t" * 32
-
-
-@pytest.fixture
-def config_file(checkpoint: Path, tmp_path: Path) -> Path:
-    (tmp_path / "train.jsonl").touch()
-    values = {
-        "global_max_length": 300,
-        "model": {"model": str(checkpoint)},
-        "training": {
-            "output_dir": str(tmp_path / "out"),
-            "packing": True,
-            "effective_batch_size": 4,
-            "max_steps": 3,
-            "dataloader_drop_last": True,
-            "learning_rate": 0.001,
-        },
-        "custom": {
-            "trainer_variant": "stage2_ab_training",
-            "train_jsonl": str(tmp_path / "train.jsonl"),
-            "extra": {
-                "stage2_ab": {"schedule": {"pattern": ["A", "B"]}},
-                "rollout_matching": {"rollout_backend": "hf", "max_new_tokens": 16},
-            },
-        },
-    }
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
 
 
 NO_OPTIONS = argparse.Namespace(
