@@ -21,7 +21,7 @@ from learner.detection.record import GroundTruthObject, Record, read_records
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import LoadedModel, load_model, load_tokenizer
+from learner.model.load import EVERYTHING, LoadedModel, load_model, load_tokenizer
 from learner.model.tiny import build_tiny
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepTotals
@@ -29,6 +29,7 @@ from learner.rollouts.remote import RolloutRequest
 from learner.run import Run
 from shared.config.load import load_config
 from shared.config.models import Config
+from shared.config.training import TunerSection
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
@@ -78,10 +79,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workbench_of(tiny_folder: Path) -> Callable[..., Workbench]:
-    """Load the tiny model afresh, in float32 unless `dtype` says otherwise."""
+    """Load the tiny model afresh, in float32 on the CPU unless told otherwise; `tuner` names what is trained."""
 
-    def load(attn_impl: str = "auto", dtype: str = "float32") -> Workbench:
-        loaded = load_model(str(tiny_folder), dtype=dtype, attn_impl=attn_impl, device="cpu")
+    def load(
+        attn_impl: str = "auto", dtype: str = "float32", tuner: TunerSection = EVERYTHING, device: str = "cpu"
+    ) -> Workbench:
+        loaded = load_model(str(tiny_folder), dtype=dtype, attn_impl=attn_impl, device=device, tuner=tuner)
         tokenizer = load_tokenizer(str(tiny_folder))
         return Workbench(loaded, tokenizer, CoordinateVocabulary.from_tokenizer(tokenizer))
 

@@ -1,19 +1,23 @@
 """Loss and gradient against loops that do everything the long way, with transformers' own forward."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from learner.learn import Learner
 from learner.losses.terms import LossWeights
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass, Objective
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.objectives.supervised import Supervised
+from learner.optim import StepOptimizer
 from learner.packing.collate import Layout, collate
+from shared.config.training import TrainingSection, TunerSection
 
 WEIGHTS = LossWeights(coord_gate=0.7, coord_soft_ce=0.4, coord_w1=0.9, temperature=0.8, target_sigma=3.0)
 
@@ -130,6 +134,48 @@ def test_channel_a_equals_a_loop_with_full_logits_and_full_recompute(
     assert_same_gradients(gradients(ours, loss), gradients(plain, expected))
 
 
+TUNERS = {
+    "full": TunerSection(),
+    "lora": TunerSection(train_type="lora", lora_rank=4, lora_alpha=8),
+    "dora": TunerSection(train_type="lora", lora_rank=4, lora_alpha=8, use_dora=True),
+}
+
+
+def made_different(bench: Any, is_tied: bool) -> None:
+    """Adapters that change something and, if not tied, a head of its own; the same on every call."""
+    random, model = torch.Generator().manual_seed(5), bench.loaded.model
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
+    if not is_tied:
+        weight = model.lm_head.weight
+        rows = torch.randn(weight.shape, generator=random) / weight.shape[1] ** 0.5
+        model.lm_head.weight = nn.Parameter(rows, requires_grad=weight.requires_grad)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_channel_a_equals_the_loop_however_the_model_is_trained(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, tuner: str, is_tied: bool, checkpointed: bool
+) -> None:
+    ours, plain = workbench_of(tuner=TUNERS[tuner]), workbench_of("eager", tuner=TUNERS[tuner])
+    for bench in (ours, plain):
+        made_different(bench, is_tied)
+    assert (ours.loaded.model.lm_head.weight is ours.loaded.model.get_input_embeddings().weight) == is_tied
+    if checkpointed:
+        ours.loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    samples = [ours.sample(0, 2), ours.sample(1, 1, grid=(1, 4, 8))]
+    for num_passes in (1, 2, 3):
+        objective = Expectation(LastPass(WEIGHTS, ours.coordinate_ids), num_passes)
+        loss = packed_loss(ours, objective, [pack_of(*samples)], step_totals_of(*samples), "flat")
+        expected = plain_loss(plain, samples, num_passes, WEIGHTS)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        found = gradients(ours, loss)
+        assert any(".lora_" in name for name in found) == (tuner != "full")
+        assert_same_gradients(found, gradients(plain, expected))
+
+
 @pytest.mark.parametrize("attn_impl", ["auto", "sdpa", "eager"])
 def test_loss_and_gradient_do_not_depend_on_packing_or_order(
     workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, attn_impl: str
@@ -175,3 +221,53 @@ def test_bfloat16_compute_stays_close_and_leaves_float32_gradients(
     close = gradients(fast, losses[1])
     assert all(gradient.dtype is torch.float32 for gradient in close.values())
     assert_same_gradients(close, gradients(exact, losses[0]), tolerance=0.1)
+
+
+@pytest.mark.slow
+def test_fifty_steps_draw_the_curve_of_fifty_plain_steps(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any
+) -> None:
+    """Fixed batches in turn, AdamW and clipping on both sides."""
+    ours, plain = workbench_of(), workbench_of("eager")
+    batches = [[ours.sample(2 * turn, 2), ours.sample(2 * turn + 1, 1)] for turn in range(4)]
+    training = TrainingSection(output_dir=Path("unused"), learning_rate=3e-4, lr_scheduler_type="constant")
+    optimizer = StepOptimizer(ours.loaded.model, training, 50)
+    learner = Learner(ours.loaded, optimizer, pad_token_id=ours.tokenizer.pad_token_id)
+    objective = Expectation(LastPass(WEIGHTS, ours.coordinate_ids), 2)
+    parameters = list(plain.loaded.model.parameters())
+    adamw = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=training.weight_decay)
+    curves: list[tuple[float, float]] = []
+    for step in range(50):
+        samples = batches[step % len(batches)]
+        learner.accumulate(learner.lay_out(pack_of(*samples)), objective, step_totals_of(*samples))
+        adamw.zero_grad()
+        expected = plain_loss(plain, samples, 2, WEIGHTS)
+        expected.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        adamw.step()
+        curves.append((learner.update().loss, expected.item()))
+    assert curves[-1][0] < 0.7 * curves[0][0]
+    for found, loss in curves:
+        assert found == pytest.approx(loss, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("attn_impl", "dtype", "tolerance"),
+    [("sdpa", "float32", 1e-4), ("sdpa", "bfloat16", 0.1), ("flash_attention_2", "bfloat16", 0.1)],
+)
+def test_a_flat_pack_on_a_gpu_has_the_gradient_of_padded_rows_on_a_cpu(
+    workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, attn_impl: str, dtype: str, tolerance: float
+) -> None:
+    if attn_impl == "flash_attention_2":
+        pytest.importorskip("flash_attn", reason="needs flash-attn")
+    exact, fast = workbench_of(), workbench_of(attn_impl, dtype, device="cuda")
+    samples, found = samples_of(exact), []
+    for bench in (exact, fast):
+        optimizer = StepOptimizer(bench.loaded.model, TrainingSection(output_dir=Path("unused")), 1)
+        learner = Learner(bench.loaded, optimizer, pad_token_id=bench.tokenizer.pad_token_id)
+        objective = Expectation(LastPass(WEIGHTS, bench.coordinate_ids.to(bench.loaded.device)), 2)
+        learner.accumulate(learner.lay_out(pack_of(*samples)), objective, step_totals_of(*samples))
+        found.append({name: p.grad.cpu() for name, p in bench.loaded.model.named_parameters() if p.grad is not None})
+    assert_same_gradients(found[1], found[0], tolerance)
