@@ -11,7 +11,9 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from compose.supervisor import Launch, Work, run_supervised
+from compose.dry_run import dry_run
+from compose.launch_plan import Launch, Work, plan_launch
+from compose.supervisor import run_supervised
 from shared.errors import BoxloopError, ConfigError
 
 app = typer.Typer(
@@ -37,14 +39,29 @@ max_restarts (of a server), disable_proxy, then any section.key=value."""
 
 
 @app.command(help=UP_HELP)
-def up(arguments: Annotated[list[str], typer.Argument(metavar="config=FILE [KEY=VALUE]...")]) -> None:
-    raise typer.Exit(run_supervised(parse_launch(arguments)))
+def up(
+    arguments: Annotated[list[str], typer.Argument(metavar="config=FILE [KEY=VALUE]...")],
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
+) -> None:
+    launch = parse_launch(arguments)
+    if dry:
+        print(dry_run(plan_launch(launch, Work())))
+        return
+    raise typer.Exit(run_supervised(launch))
 
 
 @app.command()
-def serve(config: ConfigFile, port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000) -> None:
-    """Run one rollout server in this terminal."""
-    _become("rollout_server", "--config", str(config), "--port", str(port))
+def serve(
+    config: ConfigFile,
+    port: Annotated[int, typer.Option(help="Port to listen on; with several servers, of the first.")] = 8000,
+    gpus: Annotated[str, typer.Option(help="Run a server for each GPU (or tensor_parallel_size GPUs).")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Run one rollout server in this terminal, or several that are watched and restarted."""
+    if not gpus:
+        _become("rollout_server", "--config", str(config), "--port", str(port), *(overrides or ()))
+    launch = Launch(config, tuple(overrides or ()), server_gpus=_gpus(gpus), server_port=port)
+    raise typer.Exit(run_supervised(launch, work=None))
 
 
 @app.command()

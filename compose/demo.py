@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from compose.environment import child_environment
+from compose.launch_plan import Launch
 from compose.process import ProcessSpec
-from compose.supervisor import Launch, run_program, run_supervised
+from compose.supervisor import run_program, run_supervised
 from shared.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"

@@ -38,10 +38,10 @@ custom:
 
 SUPERVISE = """
 import sys
-from compose import cli, supervisor, watch
+from compose import cli, launch_plan, supervisor, watch
 real = supervisor.run_supervised
-cli.run_supervised = lambda launch: real(
-    launch, supervisor.Work(module="fake_learner"), program=supervisor.ServerProgram("fake_server"))
+fake = launch_plan.Work(module="fake_learner")
+cli.run_supervised = lambda launch, work=fake: real(launch, work, program=launch_plan.ServerProgram("fake_server"))
 supervisor.SERVER_GRACE_S = 1.0
 watch.FIRST_PAUSE_S = watch.PROBE_INTERVAL_S = watch.KILL_GRACE_S = 0.2
 cli.main()
@@ -93,21 +93,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start `boxloop up` on a CPU with `key=value` arguments; environment by keyword."""
     started: list[Supervised] = []
 
-    def run(*arguments: str, **environment: str) -> Supervised:
+    def run(*arguments: str, serve: bool = False, **environment: str) -> Supervised:
         folder = tmp_path / "run"
         config = tmp_path / "config.yaml"
         config.write_text(CONFIG.replace("RUN_DIR", str(folder)))
+        up = ("up", f"config={config}", "server_port=0", "wait_interval=0.1")
+        command = ("serve", "--config", str(config), "--port", "0") if serve else up
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                SUPERVISE,
-                "up",
-                f"config={config}",
-                "server_port=0",
-                "wait_interval=0.1",
-                *arguments,
-            ],
+            [sys.executable, "-c", SUPERVISE, *command, *arguments],
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -171,6 +164,17 @@ def test_several_servers_share_the_gpus_and_stop_in_reverse_order(start: Start) 
     times = [stopped_at(run.log(name)) for name in ("learner", "server-1", "server-0")]
     assert times == sorted(times)
     assert_nothing_is_left(run, at_least=5)
+
+
+def test_servers_alone_run_and_are_restarted_until_a_signal(start: Start) -> None:
+    run = start("--gpus", "0,1", serve=True, OMP_NUM_THREADS="1")
+    assert any("server-1: ready" in line for line in run.process.stdout)
+    os.kill(int(re.findall(r"^pid (\d+)", run.log("server-0"), re.MULTILINE)[0]), signal.SIGKILL)
+    wait_for(lambda: len(run.pids()) == 6)
+    run.process.send_signal(signal.SIGTERM)
+    assert "server-0 died with code -9; restart 1 of 3" in run.process.stdout.read()
+    assert run.process.wait() == 143
+    assert_nothing_is_left(run, at_least=6)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
