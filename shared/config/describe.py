@@ -30,6 +30,8 @@ training:
 - **Strict.** An unknown key is an error that names the nearest known one; all mistakes are told at once, each with the
   file and line it was written at. Every rule is checked before a model is loaded.
 - **Paths** in a configuration are relative to the working directory of the command, except those of `extends`.
+- **Editors** complete and check a file by [config.schema.json](config.schema.json) when its first line is
+  `# yaml-language-server: $schema=PATH/docs/config.schema.json`.
 - The values a run really had, defaults included, are in `config.resolved.yaml` of its `output_dir`.
 
 Keys without a default must be given."""
