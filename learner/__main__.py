@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        config = load_config(options.config, options.overrides)
+        # A scrape is of the training; a score beside it takes another port.
+        own = ["training.metrics_port=0"] if options.evaluate else []
+        config = load_config(options.config, [*options.overrides, *own])
         if options.evaluate and config.custom.val_jsonl is None:
             raise ConfigError(f"custom.val_jsonl: {options.config} names no validation records; set it to a JSONL file")
         resolved = config.training.output_dir / "config.resolved.yaml"

@@ -34,6 +34,7 @@ from learner.parts import (
 from learner.plan.planner import Planner
 from learner.preflight import check_best_metric, check_server, check_servers_are_named, without_long_records
 from learner.progress import Progress
+from learner.reporting.metrics_server import MetricsServer
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.reporting.trackers import check_trackers, trackers_for
@@ -88,6 +89,8 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     async with AsyncExitStack() as stack:
         learner_account = TimeAccount(LearnerActivity)
         lane = stack.enter_context(ComputeLane(learner_account))
+        metrics = MetricsServer(training.metrics_port)
+        console.print(f"metrics on {metrics.url}")
         sinks = stack.enter_context(
             Sinks(
                 folder,
@@ -95,7 +98,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
                 progress,
                 training.logging_steps,
                 log_first=training.logging_first_step,
-                trackers=trackers_for(config, folder, progress.step),
+                trackers=(metrics, *trackers_for(config, folder, progress.step)),
             )
         )
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))

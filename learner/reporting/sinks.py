@@ -113,8 +113,10 @@ def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str,
         f"giou {metrics.get('loss/bbox_giou', 0):.3f}",
         f"lr {metrics['learning_rate']:.1e}",
         f"{metrics['time/step_s']:.2f} s",
-        f"compute {metrics['share/learner_computing']:.0%}",
+        f"learner {metrics['share/learner_computing']:.0%}",
     ]
+    if metrics.get("share/server_decoding"):
+        parts.append(f"servers {metrics['share/server_decoding']:.0%}")
     if channel is Channel.B and "rollout/recall" in metrics:
         parts += [
             f"recall {metrics['rollout/recall']:.2f}",

@@ -142,7 +142,7 @@ class TrainingSection(Section):
     packing: bool = Field(default=True, description="several targets share one row; step mode requires it")
     packing_buffer: int = Field(default=256, ge=1, description="most targets that wait for a pack")
     packing_min_fill_ratio: Ratio = Field(
-        default=0.7, description="fill at which a pack may be learned before the step ends"
+        default=0.7, description="fill from which a pack is made ready for a busy learner; an idle one gets any"
     )
     packing_drop_last: bool = Field(default=True, description="must be true; nothing is left over at the end of a step")
     metrics_port: int = Field(default=0, ge=0, le=65535, description="port of the learner's /metrics; 0 = any free")
