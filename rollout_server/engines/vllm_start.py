@@ -45,7 +45,7 @@ def start(settings: ServerSettings, folder: str, meter: TokenMeter) -> AsyncLLM:
     if current_platform.is_cpu():
         _import_model()
     try:
-        config = AsyncEngineArgs(**_arguments(settings, folder)).create_engine_config()
+        config = AsyncEngineArgs(**engine_arguments(settings, folder)).create_engine_config()
     except (ValueError, OSError) as error:
         raise ConfigError(f"vLLM refuses model.model {settings.model} or its settings: {error}") from error
     if current_platform.is_cpu():
@@ -65,7 +65,8 @@ def _import_model() -> None:
     ModelRegistry.register_model(ARCHITECTURE, Qwen3VLForConditionalGeneration)
 
 
-def _arguments(settings: ServerSettings, folder: str) -> dict[str, Any]:
+def engine_arguments(settings: ServerSettings, folder: str) -> dict[str, Any]:
+    """What vLLM's engine is told: the same whether it serves or not."""
     pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
     arguments = {
         "model": folder,
