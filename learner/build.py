@@ -9,6 +9,7 @@ from rich.console import Console
 
 from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints
+from learner.checks import check_best_metric, check_server, check_servers_are_named, without_long_records
 from learner.compute import ComputeLane
 from learner.data.images import ImageReader
 from learner.data.jsonl import Reading, RecordSource
@@ -32,7 +33,6 @@ from learner.parts import (
     teacher_for,
 )
 from learner.plan.planner import Planner
-from learner.preflight import check_best_metric, check_server, check_servers_are_named, without_long_records
 from learner.progress import Progress
 from learner.reporting.metrics_server import MetricsServer
 from learner.reporting.monitor import Monitor

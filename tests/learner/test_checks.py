@@ -12,7 +12,7 @@ from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
-from learner.preflight import check_best_metric, check_server, most_answer_tokens, without_long_records
+from learner.checks import check_best_metric, check_server, most_answer_tokens, without_long_records
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
 from shared.wire import ServerInfo, ServerLimits
@@ -84,7 +84,7 @@ def test_a_prompt_must_leave_room_for_the_answer(source, encoder, vocabulary, co
 
 def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:
     by_ap = ("custom.val_jsonl=val.jsonl", "training.metric_for_best_model=eval_coco_ap")
-    monkeypatch.setattr("learner.preflight.is_installed", lambda module: False)
+    monkeypatch.setattr("learner.checks.is_installed", lambda module: False)
     check_best_metric(config_of(*by_ap))  # nothing is evaluated
     check_best_metric(config_of("custom.val_jsonl=val.jsonl", "training.eval_strategy=steps"))
     with pytest.raises(ConfigError, match=r"eval_coco_ap needs faster-coco-eval; pip install 'boxloop\[eval\]'"):

@@ -1,4 +1,4 @@
-"""Checks before the first step: what never fits, and servers that would misunderstand us."""
+"""Checks that a run makes before its first step: what never fits, and servers that would misunderstand us."""
 
 import hashlib
 from pathlib import Path
