@@ -65,11 +65,13 @@ class RunLog:
         ]
 
     def seconds(self, name: str) -> float:
-        """Seconds over the whole run of a `time/…` metric, or of a `share/…` of the steps' wall time."""
+        """Seconds over the whole run of a `time/…` metric, or of a `share/…` of the time in and between steps."""
         total, before = 0.0, 0
         for record in self.steps:
             num_steps, before = record.step - before, record.step
-            of_one_step = record.metrics.get("time/step_s", 0.0) if name.startswith("share/") else 1.0
+            of_one_step = 1.0
+            if name.startswith("share/"):
+                of_one_step = sum(record.metrics.get(f"time/{part}_s", 0.0) for part in ("step", "between_steps"))
             total += record.metrics.get(name, 0.0) * of_one_step * num_steps
         return total
 

@@ -95,6 +95,19 @@ async def test_a_server_that_is_lost_ahead_of_the_loop_ends_the_run(opened: Open
 
 
 @pytest.mark.slow
+async def test_a_resumed_run_decodes_again_by_the_weights_it_resumes_with(opened: Opened, tmp_path: Path) -> None:
+    keys = ("training.max_steps=3", f"{LAG}=2", "training.save_steps=1")
+    delays = {f"train:{number}": 0.3 for number in range(1, 65)}
+    async with opened(*keys, delays=delays) as run:
+        run.sinks.append = lambda record: setattr(run.progress, "stop_requested", True)  # type: ignore[method-assign]
+        await trained(run)
+        assert run.progress.step == 1
+    async with opened(*keys, "training.resume_from_checkpoint=true", delays=delays) as run:
+        await trained(run)
+    assert [(line["step"], line.get("stage2/policy_lag")) for line in logged(tmp_path)] == [(2, None), (3, 1)]
+
+
+@pytest.mark.slow
 async def test_nothing_is_decoded_beyond_the_end(opened: Opened, tmp_path: Path) -> None:
     async with opened("training.max_steps=5", f"{LAG}=2") as run:
         await trained(run)
