@@ -130,6 +130,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step_too(workbench: Any, pack_o
     with pytest.raises(NonFiniteLoss, match=r"made:3.*lower the learning rate"):
         learner.update()
     assert all(weight.equal(before[name]) for name, weight in weights_of(workbench).items())
+    assert all(not state for each in learner.optimizer.optimizers.values() for state in each.state.values())
 
 
 def test_the_report_holds_the_packs_size_and_times(workbench: Any, pack_of: Any, step_totals_of: Any) -> None:

@@ -1,5 +1,6 @@
 """From a step's records to packs, over a real server whose answers come when a script says."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.learn import Update
 from learner.model.load import load_tokenizer
 from learner.packing.packer import Pack, Packer
-from learner.packing.policies import OnePack
+from learner.packing.policies import NoPacking, OnePack
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
@@ -254,3 +255,23 @@ def test_requests_for_one_record_are_told_apart(requests_of) -> None:
     encoded = requests_of(1)[0].encoded
     assert isinstance(encoded.record, Record)
     assert [request.uid for request in decode_requests([encoded] * 3, 0, 0)] == ["data:1", "data:1+1", "data:1+2"]
+
+
+async def test_the_next_pack_is_laid_out_on_a_thread_while_one_is_learned(encoder, teacher, step_of) -> None:
+    step, laid_out = step_of(4), []
+
+    def lay_out(pack: Pack) -> list[str]:
+        names = [item.target.record_id for item in pack.items]
+        laid_out.append((names, threading.current_thread() is threading.main_thread()))
+        return names
+
+    targets = ground_truth_targets(
+        step, encoder, teacher, StepReport.opened(step, no_account())
+    )
+    async with packed(step, targets, NoPacking(CAPACITY), lay_out) as packs:
+        first = await anext(packs)
+        await until(lambda: len(laid_out) == 2)
+        rest = [names async for names in packs]
+    assert [first, *rest] == [names for names, _ in laid_out]
+    assert sorted(name for names in [first, *rest] for name in names) == [f"data:{n}" for n in range(1, 5)]
+    assert not any(on_the_loop for _, on_the_loop in laid_out)
