@@ -10,12 +10,15 @@ import anyio
 
 from rollout_server.refusal import Refusal
 
+BLOCK_BYTES = 2**22
+"""Written at once, and all of an update that is held in memory."""
+
 
 class IncomingFile:
     """A file of this server's own under `root`, filled in order of offsets up to the announced `num_bytes`.
 
-    A chunk counts whole or not at all, so a sender whose connection was cut goes on at `received_bytes`. Raises Refusal
-    when `root` has no room for it.
+    What is written counts, even of a chunk that is cut later: the sender goes on at `received_bytes`. Raises Refusal
+    when `root` has no room for the file.
     """
 
     def __init__(self, root: Path, num_bytes: int) -> None:
@@ -30,31 +33,43 @@ class IncomingFile:
         self.path = Path(name)
         self.received_bytes = 0
         self._num_bytes = num_bytes
-        self._writing = anyio.Lock()
+        self._sender = object()
 
     async def append(self, offset: int, pieces: AsyncIterable[bytes]) -> None:
-        """Take a chunk; raises Refusal when it does not go on where the last one ended, or is longer than announced."""
-        chunk = bytearray()
+        """Take a chunk; raises Refusal when it does not go on where the last one ended, or is longer than announced.
+
+        The newest sender alone is heard: one whose connection hangs does not hold up its own second attempt.
+        """
+        if offset != self.received_bytes:
+            message = f"a chunk at offset {offset}, but {self.received_bytes} bytes have arrived"
+            raise Refusal(409, "wrong_offset", message)
+        self._sender = sender = object()
+        block = bytearray()
         async for piece in pieces:
-            chunk += piece
-            if offset + len(chunk) > self._num_bytes:
+            block += piece
+            if offset + len(block) > self._num_bytes:
                 raise Refusal(413, "body_too_large", f"the update was announced with {self._num_bytes} bytes")
-        async with self._writing:
-            if offset != self.received_bytes:
-                message = f"a chunk at offset {offset}, but {self.received_bytes} bytes have arrived"
-                raise Refusal(409, "wrong_offset", message)
-            await anyio.to_thread.run_sync(self._write, offset, chunk)
-            self.received_bytes += len(chunk)
+            if len(block) >= BLOCK_BYTES:
+                offset = await self._take(sender, offset, block)
+                block = bytearray()
+        await self._take(sender, offset, block)
 
     def discard(self) -> None:
         """Remove what has arrived; a chunk that is still being taken is refused."""
         self.path.unlink(missing_ok=True)
 
-    def _write(self, offset: int, chunk: bytearray) -> None:
+    async def _take(self, sender: object, offset: int, block: bytearray) -> int:
+        await anyio.to_thread.run_sync(self._write, offset, block)
+        if sender is not self._sender:
+            raise Refusal(409, "wrong_offset", "another chunk for this offset has begun meanwhile")
+        self.received_bytes = offset + len(block)
+        return self.received_bytes
+
+    def _write(self, offset: int, block: bytearray) -> None:
         try:
             with self.path.open("r+b") as file:
                 file.seek(offset)
-                file.write(chunk)
+                file.write(block)
         except FileNotFoundError:
             raise Refusal(409, "not_prepared", "the update was replaced or aborted meanwhile") from None
         except OSError as error:

@@ -1,13 +1,14 @@
 """The weight routes of one rollout server."""
 
+from collections.abc import AsyncIterable, Mapping
+
 import httpx
 
 from learner.rollouts.remote import refusal
 from shared.errors import WeightSyncFailed
 from shared.wire import WeightCommit, WeightCommitted, WeightManifest, WeightRefused, WeightStatus
 
-JSON = "application/json"
-BYTES = "application/octet-stream"
+JSON = {"content-type": "application/json"}
 
 
 class ServerAway(WeightSyncFailed):
@@ -33,9 +34,10 @@ class WeightChannel:
         """Announce an update; a refusal has every mismatch that the server found."""
         await self._call("POST", "/weights/prepare", manifest.model_dump_json())
 
-    async def send_chunk(self, offset: int, chunk: bytes) -> int:
-        """Send a part of what was prepared; returns the offset at which the next one goes on."""
-        content = await self._call("PUT", f"/weights/chunk?offset={offset}", chunk, BYTES)
+    async def send_chunk(self, offset: int, pieces: AsyncIterable[bytes], num_bytes: int) -> int:
+        """Send the next `num_bytes` of what was prepared; returns the offset at which the next chunk goes on."""
+        headers = {"content-type": "application/octet-stream", "content-length": str(num_bytes)}
+        content = await self._call("PUT", f"/weights/chunk?offset={offset}", pieces, headers)
         return WeightStatus.model_validate_json(content).received_bytes
 
     async def commit(self, update: WeightCommit) -> WeightCommitted:
@@ -48,11 +50,11 @@ class WeightChannel:
         """Let the server forget what was prepared and sent."""
         await self._call("POST", "/weights/abort", update.model_dump_json())
 
-    async def _call(self, method: str, path: str, body: str | bytes | None = None, kind: str = JSON) -> bytes:
+    async def _call(
+        self, method: str, path: str, body: str | AsyncIterable[bytes] | None = None, headers: Mapping[str, str] = JSON
+    ) -> bytes:
         try:
-            response = await self._client.request(
-                method, path, content=body, headers={"content-type": kind}, timeout=self._timeout_s
-            )
+            response = await self._client.request(method, path, content=body, headers=headers, timeout=self._timeout_s)
         except httpx.TransportError as error:
             raise ServerAway(f"{self.name}{path} failed: {error!r}") from error
         if response.status_code == 422:

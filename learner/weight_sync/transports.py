@@ -1,7 +1,7 @@
 """How weights reach the servers: written once, then fetched by each server (`file`) or sent to each (`http`)."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,9 @@ from shared.digest import file_digest
 from shared.errors import WeightSyncFailed
 from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
 
-CHUNK_BYTES = 2**23
+CHUNK_BYTES = 2**26
+"""A quarter of what a server takes as one body."""
+PIECE_BYTES = 2**20
 CHUNK_ATTEMPTS = 3
 
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
@@ -67,18 +69,24 @@ class HttpTransport:
 
     async def deliver(self, update: WeightUpdate, channel: WeightChannel) -> None:
         offset = failures = 0
-        async with await anyio.open_file(update.file, "rb") as file:
-            while offset < update.manifest.num_bytes:
-                await file.seek(offset)
-                chunk = await file.read(self._chunk_bytes)
-                try:
-                    offset, failures = await channel.send_chunk(offset, chunk), 0
-                except WeightSyncFailed:
-                    failures += 1
-                    status = await channel.status()
-                    if failures == CHUNK_ATTEMPTS or status.staged != update.manifest.policy_version:
-                        raise
-                    offset = status.received_bytes
+        while left := update.manifest.num_bytes - offset:
+            num_bytes = min(self._chunk_bytes, left)
+            try:
+                offset = await channel.send_chunk(offset, _pieces(update.file, offset, num_bytes), num_bytes)
+                failures = 0
+            except WeightSyncFailed:
+                failures += 1
+                status = await channel.status()
+                if failures == CHUNK_ATTEMPTS or status.staged != update.manifest.policy_version:
+                    raise
+                offset = status.received_bytes
+
+
+async def _pieces(file: Path, offset: int, num_bytes: int) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(file, "rb") as stream:
+        await stream.seek(offset)
+        for start in range(0, num_bytes, PIECE_BYTES):
+            yield await stream.read(min(PIECE_BYTES, num_bytes - start))
 
 
 TRANSPORTS: Mapping[Transport, WeightTransport] = {"file": FileTransport(), "http": HttpTransport()}

@@ -87,7 +87,8 @@ async def dies_before_the_commit(site, update: WeightUpdate) -> None:
 
 async def dies_between_two_chunks(site, update: WeightUpdate) -> None:
     await site.channel.prepare(by_http(update))
-    await site.channel.send_chunk(0, update.file.read_bytes()[:1_000_000])
+    await site.client.put("/weights/chunk?offset=0", content=update.file.read_bytes()[:1_000_000])
+    assert (await site.channel.status()).received_bytes == 1_000_000
 
 
 async def commits_half_of_the_chunks(site, update: WeightUpdate) -> None:

@@ -1,11 +1,13 @@
 import hashlib
 import random
-import zlib
 from pathlib import Path
 
 import pytest
 
 from shared.digest import PIECE_BYTES, file_digest
+
+PAGE = 4096
+ROOM = 2**64
 
 
 def digest_of(folder: Path, data: bytes) -> str:
@@ -14,19 +16,38 @@ def digest_of(folder: Path, data: bytes) -> str:
     return file_digest(file)
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES + 12345])
-def test_it_folds_the_crcs_of_the_pieces_in_order(tmp_path: Path, size: int) -> None:
+def expected(data: bytes) -> str:
+    """By the definition, in plain integers."""
+    digest = hashlib.sha256(len(data).to_bytes(8, "little"))
+    for start in range(0, len(data), PAGE):
+        page = data[start : start + PAGE].ljust(PAGE, b"\0")
+        words = [int.from_bytes(page[at : at + 8], "little") for at in range(0, PAGE, 8)]
+        digest.update((sum((2 * i + 1) * word for i, word in enumerate(words)) % ROOM).to_bytes(8, "little"))
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE, PAGE + 7, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES + 12345])
+def test_it_folds_the_weighted_sums_of_the_pages_in_order(tmp_path: Path, size: int) -> None:
     data = random.Random(size).randbytes(size)
-    pieces = [data[start : start + PIECE_BYTES] for start in range(0, size, PIECE_BYTES)]
-    folded = b"".join(zlib.crc32(piece).to_bytes(4, "big") for piece in pieces)
-    assert digest_of(tmp_path, data) == hashlib.sha256(folded).hexdigest()
+    assert digest_of(tmp_path, data) == expected(data)
 
 
-def test_any_damage_changes_it(tmp_path: Path) -> None:
-    whole = random.Random(0).randbytes(PIECE_BYTES + 1000)
-    flipped = bytearray(whole)
-    flipped[PIECE_BYTES - 7] ^= 0x10
-    swapped = whole[PIECE_BYTES:] + whole[:PIECE_BYTES]
-    zeroed = whole[:-512] + bytes(512)
-    damaged = [bytes(flipped), swapped, zeroed, whole[:-1], whole + b"\0"]
-    assert len({digest_of(tmp_path, data) for data in (whole, *damaged)}) == 6
+def test_any_flipped_bit_changes_it(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    whole = rng.randbytes(3 * PAGE)
+    before = digest_of(tmp_path, whole)
+    for bit in range(8):
+        for _ in range(25):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(whole))] ^= 1 << bit
+            assert digest_of(tmp_path, bytes(damaged)) != before
+
+
+def test_what_is_cut_mixed_up_or_blank_changes_it(tmp_path: Path) -> None:
+    whole = random.Random(0).randbytes(2 * PIECE_BYTES + 3 * PAGE)
+    pages_swapped = whole[PAGE : 2 * PAGE] + whole[:PAGE] + whole[2 * PAGE :]
+    words_swapped = whole[8:16] + whole[:8] + whole[16:]
+    pieces_swapped = whole[PIECE_BYTES : 2 * PIECE_BYTES] + whole[:PIECE_BYTES] + whole[2 * PIECE_BYTES :]
+    blank = whole[: -PAGE - 512] + bytes(PAGE + 512)
+    others = [pages_swapped, words_swapped, pieces_swapped, blank, whole[:-1], whole[:-PAGE], whole + b"\0"]
+    assert len({digest_of(tmp_path, data) for data in (whole, *others)}) == 1 + len(others)

@@ -48,17 +48,18 @@ class CuttingTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/weights/chunk" and next(self.sent) in self._cut:
-            request.stream = CutStream(request.content)
+            request.stream = CutStream(request.stream)
         return await super().handle_async_request(request)
 
 
 class CutStream(httpx.AsyncByteStream):
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._content[: len(self._content) // 2]
-        raise httpx.WriteError("the line is cut, says the test")
+        async for piece in self._stream:
+            yield piece[: len(piece) // 2]
+            raise httpx.WriteError("the line is cut, says the test")
 
 
 @pytest.mark.parametrize("cut", [set(), {0}, {1, 2, 4}], ids=["none", "the first", "two in a row"])

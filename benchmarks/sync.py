@@ -1,0 +1,194 @@
+"""`python -m benchmarks.sync [--runs 5]`: publishing weights against moving the same bytes.
+
+A publish is all of section "A weight update" in docs/wire.md: snapshot, file, digest, transfer, verification, load and
+canary, from the learner's model into a server process of its own. `file` is compared with writing the same bytes to the
+same folder and reading them back, `http` with one POST of them to a route that drops them. `full` is a run that trains
+all weights, `merged` one that trains LoRA on the feed-forward layers, merging included; `merged share` compares the
+bytes that it sends with what these layers are of all.
+"""
+
+import argparse
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
+
+import httpx
+import uvicorn
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI, Request
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.measure import compared, print_measure
+from benchmarks.two_processes import free_port, servers, write_config
+from learner.compute import ComputeLane
+from learner.model.load import LoadedModel, load_model
+from learner.model.tiny import build_tiny
+from learner.parts import publisher_for
+from learner.weight_sync.client import WeightChannel
+from learner.weight_sync.publisher import Published, WeightPublisher
+from shared.config.load import load_config
+from shared.config.training import TunerSection
+from shared.weights_root import SHARED_MEMORY
+from shared.wire import SyncMode, Transport
+
+SIZES = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+TOUCHED = ("gate_proj", "up_proj", "down_proj")
+TUNERS: dict[SyncMode, TunerSection] = {
+    "full": TunerSection(),
+    "merged": TunerSection(train_type="lora", target_modules=TOUCHED),
+}
+ROLLOUT = "custom.extra.rollout_matching"
+VALUES = {
+    "global_max_length": 512,
+    "custom.train_jsonl": "none.jsonl",
+    "custom.extra.stage2_ab.schedule.pattern": ["B"],
+    f"{ROLLOUT}.rollout_backend": "hf",
+    f"{ROLLOUT}.max_new_tokens": 64,
+}
+TIMEOUT_S = 120.0
+SLICE_BYTES = 2**20
+BASELINES = {"file": "writing and reading the same bytes", "http": "one POST of the same bytes to an empty route"}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A server at `url`, and the learner's side of it; publishers live on the loop of `portal`."""
+
+    url: str
+    config: Path
+    root: Path
+    portal: BlockingPortal
+
+    @asynccontextmanager
+    async def publisher(
+        self, loaded: LoadedModel, mode: SyncMode, transport: Transport
+    ) -> AsyncIterator[WeightPublisher]:
+        """The publisher of a run that is configured so."""
+        sync = f"{ROLLOUT}.vllm.sync"
+        config = load_config(self.config, [f"{sync}.mode={mode}", f"{sync}.transport={transport}"])
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=self.url, trust_env=False))
+            channels = [WeightChannel(client, TIMEOUT_S)]
+            lane = stack.enter_context(ComputeLane())
+            yield stack.enter_context(closing(publisher_for(config, channels, loaded, lane)))
+
+    def measure(self, loaded: LoadedModel, mode: SyncMode, transport: Transport, runs: int) -> int:
+        """Print how long publishing takes as a multiple of moving the bytes; returns how many those are."""
+        steps = itertools.count()
+        with self.portal.wrap_async_context_manager(self.publisher(loaded, mode, transport)) as weights:
+
+            def publish() -> Published:
+                return self.portal.call(weights.publish_if_stale, next(steps))
+
+            publish()  # the first one is full whatever the mode
+            num_bytes = publish().sent_bytes
+            with moving(num_bytes, transport, self.root) as move:
+                result = compared(publish, move, runs)
+        print_measure(
+            "sync",
+            f"{mode} {transport}",
+            result.ratio,
+            "<= 2",
+            BASELINES[transport],
+            result.runs,
+            megabytes=round(num_bytes / 1e6, 1),
+            seconds=round(result.ours_s, 3),
+            baseline_seconds=round(result.baseline_s, 3),
+        )
+        return num_bytes
+
+
+@contextmanager
+def moving(num_bytes: int, transport: Transport, root: Path) -> Iterator[Callable[[], object]]:
+    """The baseline: a function that moves so many bytes once."""
+    data = os.urandom(num_bytes)
+    if transport == "file":
+        with TemporaryDirectory(dir=root) as folder:
+            yield lambda: _write_and_read(Path(folder) / "data", data)
+    else:
+        with empty_route() as url, httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
+            headers = {"content-length": str(num_bytes)}
+            yield lambda: client.post(url, content=_slices(data), headers=headers).raise_for_status()
+
+
+def _slices(data: bytes) -> Iterator[bytes]:
+    """The body in parts: the client takes time that grows with the square of one that comes whole."""
+    return (data[start : start + SLICE_BYTES] for start in range(0, len(data), SLICE_BYTES))
+
+
+def _write_and_read(file: Path, data: bytes) -> None:
+    file.unlink(missing_ok=True)
+    file.write_bytes(data)
+    assert len(file.read_bytes()) == len(data)
+
+
+@contextmanager
+def empty_route() -> Iterator[str]:
+    """A process whose one route reads a body and drops it; yields its address."""
+    port = free_port()
+    process = get_context("spawn").Process(target=_serve_empty_route, args=(port,), daemon=True)
+    process.start()
+    url = f"http://127.0.0.1:{port}/"
+    transport = httpx.HTTPTransport(retries=10)  # it waits twice as long each time
+    with httpx.Client(transport=transport, timeout=TIMEOUT_S, trust_env=False) as client:
+        client.post(url, content=b"").raise_for_status()
+    yield url
+    process.terminate()
+    process.join()
+
+
+def _serve_empty_route(port: int) -> None:
+    app = FastAPI()
+
+    @app.post("/")
+    async def drop(request: Request) -> None:
+        async for _ in request.stream():
+            pass
+
+    uvicorn.run(app, port=port, log_level="warning")
+
+
+def print_share(loaded: LoadedModel, full_bytes: int, merged_bytes: int) -> None:
+    """Print the bytes of a merged update as a multiple of what the touched weights are of all."""
+    sizes = {name: each.numel() for name, each in loaded.model.named_parameters() if "lora_" not in name}
+    share = sum(size for name, size in sizes.items() if any(part in name for part in TOUCHED)) / sum(sizes.values())
+    ratio, baseline = merged_bytes / (share * full_bytes), "the touched weights' share of a full update"
+    print_measure("sync", "merged share", ratio, "<= 1.01", baseline, 1, share=round(share, 4))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Publishing weights against moving the same bytes.")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of runs that are compared")
+    options = parser.parse_args()
+    disable_progress_bar()
+    shared_memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        root = Path(stack.enter_context(TemporaryDirectory(dir=shared_memory)))
+        build_tiny(folder / "model", **SIZES)
+        config = write_config(folder, folder / "model", {**VALUES, f"{ROLLOUT}.vllm.sync.weights_root": str(root)})
+        (url,) = stack.enter_context(servers(config, folder, [[]], core=None))
+        bench = Bench(url, config, root, stack.enter_context(start_blocking_portal()))
+        sent: dict[SyncMode, int] = {}
+        for mode, tuner in TUNERS.items():
+            loaded = load_model(str(folder / "model"), dtype="float32", device="cpu", tuner=tuner)
+            for transport in get_args(Transport):
+                sent[mode] = bench.measure(loaded, mode, transport, options.runs)
+        print_share(loaded, sent["full"], sent["merged"])
+
+
+if __name__ == "__main__":
+    main()
