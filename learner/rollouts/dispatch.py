@@ -89,10 +89,8 @@ class Dispatch:
             await self._stream(replica, post)
         except ServerBusy as busy:
             self._parcels.put_back(post)
-            replica.resting = True
             self._changed.set()
-            await anyio.sleep(busy.retry_after_s)
-            replica.resting = False
+            await replica.rest(busy.retry_after_s)
         except (ServerUnavailable, VersionConflict) as error:
             self._last_failure = str(error)
             for request in self._parcels.give_up(post):

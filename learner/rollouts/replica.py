@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
+import anyio
+
 from learner.rollouts.remote import RolloutRequest, RolloutServer
 from shared.wire import PolicyVersion
 
@@ -44,6 +46,14 @@ class Replica:
         for request in requests:
             self.num_samples -= 1
             self.num_tokens -= len(request.encoded.prompt_token_ids) + max_new_tokens
+
+    async def rest(self, seconds: float) -> None:
+        """Give it nothing for a while, as it asked for."""
+        self.resting = True
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self.resting = False
 
     def leave(self, why: object, num_unanswered: int) -> None:
         """Note that it failed."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import anyio
 import orjson
@@ -31,7 +31,8 @@ from shared.errors import ConfigError, EngineFailed, WeightSyncFailed
 from shared.streams import task_group
 from shared.wire import ComponentHealth, FinishReason, Sampling
 
-Fault = Literal["error", "die", "hang", "nan"]
+CANARY = "canary"
+Fault = Literal["error", "die", "hang", "cut", "nan"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Script:
     """What the engine answers.
 
     An answer is `answers[uid]`, else `default`, said again and again until the stop rule ends it. `delays` (seconds)
-    come before the first token. A fault is one sample's error line, the engine's death, an answer that never comes, or
-    log-probabilities that are not finite. The canary's uid is "canary". `fail_loads` weight loads fail, then they work.
+    come before the first token. A fault is one sample's error line, the engine's death, an answer that never comes, a
+    stream that is cut, or log-probabilities that are not finite; the canary's uid is "canary". `orders` is a folder: a
+    file in it that is named as a fault is taken away by the next answer, which then has that fault. `fail_loads` weight
+    loads fail, then they work.
     """
 
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -49,6 +52,7 @@ class Script:
     start_s: float = 0.0
     delays: Mapping[str, float] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
+    orders: str | None = None
     fail_loads: int = 0
 
 
@@ -106,7 +110,7 @@ class ScriptedEngine:
 
     def canary(self) -> EngineRequest:
         sampling = Sampling(max_new_tokens=1, stop_token_ids=())
-        return EngineRequest("canary", (0,), (), sampling, return_logprobs=True)
+        return EngineRequest(CANARY, (0,), (), sampling, return_logprobs=True)
 
     def health(self) -> ComponentHealth:
         if self._failure:
@@ -141,7 +145,7 @@ class ScriptedEngine:
     async def _answer(self, request: EngineRequest, grids: tuple[Grid, ...], num_prompt_tokens: int) -> EngineResult:
         started = time.monotonic()
         await anyio.sleep(self._script.delays.get(request.uid, 0.0))
-        fault = self._script.faults.get(request.uid)
+        fault = self._fault(request.uid)
         if fault == "error":
             return EngineFailure(request.uid, "engine_error", "an error, says the script", retryable=True)
         if fault == "die":
@@ -149,6 +153,8 @@ class ScriptedEngine:
             raise EngineFailed(self._failure)
         if fault == "hang":
             await anyio.sleep_forever()
+        if fault == "cut":
+            raise ConnectionAbortedError("the stream is cut, says the script")
         first_token_at = time.monotonic() + self._script.seconds_per_token
         token_ids, reason = self._spoken(request)
         for _ in token_ids:
@@ -166,6 +172,16 @@ class ScriptedEngine:
             first_token_at=first_token_at,
             finished_at=time.monotonic(),
         )
+
+    def _fault(self, uid: str) -> Fault | None:
+        if self._script.orders is not None and uid != CANARY:
+            for ordered in get_args(Fault):
+                try:
+                    Path(self._script.orders, ordered).unlink()
+                except FileNotFoundError:
+                    continue
+                return ordered
+        return self._script.faults.get(uid)
 
     def _spoken(self, request: EngineRequest) -> tuple[tuple[int, ...], FinishReason]:
         rule = StopRule(request.sampling, str)

@@ -16,8 +16,13 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from learner.detection.record import GroundTruthObject
+from learner.detection.serialize import answer_text
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import load_tokenizer
 from shared.config.load import load_config
 from shared.weights_root import weights_root
+from tests.end_to_end.faults import NUM_STEPS, SCRIPTED_RUN, SCRIPTED_UP
 
 ROOT = Path(__file__).parents[2]
 MARK = "BOXLOOP_TEST_RUN"
@@ -114,10 +119,10 @@ class Command:
 Start = Callable[..., Command]
 
 
-def start_command(arguments: Sequence[str], folder: Path) -> Command:
+def start_command(arguments: Sequence[str], folder: Path, program: Sequence[str] = ("-m", "compose")) -> Command:
     mark = uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-m", "compose", *arguments],
+        [sys.executable, *program, *arguments],
         env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -169,8 +174,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start `boxloop ARGUMENTS…`; nothing of it outlives the test."""
     started: list[Command] = []
 
-    def run(*arguments: object, folder: Path | None = None) -> Command:
-        started.append(start_command([str(each) for each in arguments], folder or tmp_path / "run"))
+    def run(*arguments: object, folder: Path | None = None, program: Sequence[str] = ("-m", "compose")) -> Command:
+        started.append(start_command([str(each) for each in arguments], folder or tmp_path / "run", program))
         return started[-1]
 
     yield run
@@ -178,9 +183,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         command.clear()
 
 
-def finished(arguments: Sequence[str], folder: Path) -> Command:
+def finished(arguments: Sequence[str], folder: Path, program: Sequence[str] = ("-m", "compose")) -> Command:
     """Run a command that writes into `folder` to its good end."""
-    command = start_command(arguments, folder)
+    command = start_command(arguments, folder, program)
     try:
         code = command.end()
     finally:
@@ -197,6 +202,24 @@ def six_steps(config_of: Callable[[Path], Path], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def start_once() -> Callable[[Sequence[str], Path], Command]:
+def start_once() -> Callable[..., Command]:
     """Run a command to its good end, for fixtures that several tests share."""
     return finished
+
+
+@pytest.fixture(scope="session")
+def script_of(checkpoint: Path) -> Callable[..., dict[str, Any]]:
+    """What servers say: one object, half a second long, and the faults of the test."""
+    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+    text = answer_text([GroundTruthObject("red circle", "bbox_2d", (100, 200, 300, 400))])
+    answer = [*vocabulary.encode(text), min(vocabulary.stop_ids)]
+    return lambda **faults: {"default": answer, "seconds_per_token": 0.5 / len(answer), **faults}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(config_for, checkpoint: Path, script_of, start_once, tmp_path_factory) -> Path:
+    """The last checkpoint of a run without a fault."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "script.json").write_text(json.dumps(script_of(seconds_per_token=0)))
+    arguments = (str(folder / "script.json"), f"config={config_for(folder, checkpoint)}", *SCRIPTED_RUN)
+    return start_once(arguments, folder / "run", SCRIPTED_UP).folder / f"checkpoint-{NUM_STEPS}"

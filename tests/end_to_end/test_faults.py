@@ -1,7 +1,6 @@
 """Runs that cannot start, and runs that are ended from outside."""
 
 import json
-import os
 import signal
 import socket
 import time
@@ -121,14 +120,3 @@ def test_a_signal_ends_every_process_of_the_run(
     assert "Traceback" not in run.told
     if number != signal.SIGKILL:
         assert not weights_root(load_config(run.folder / "config.resolved.yaml")).exists()
-
-
-def test_a_server_that_dies_ends_the_run_and_says_why(start, bare_config: Path) -> None:
-    run = start("up", f"config={bare_config}", "server_port=0", f"{PATTERN}=[B]", *LONG)
-    run.wait_for(lambda: stepping(run))
-    for pid in run.pids():
-        if b"rollout_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            os.kill(pid, signal.SIGKILL)
-    assert run.end(30) == 1, run.told
-    assert "server-0" in run.told
-    assert run.pids() == []
