@@ -7,7 +7,7 @@ CPU_ONLY  := [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>
 CPU_TORCH := torch==2.13.0
 ARGS   ?=
 
-.PHONY: demo test check clean
+.PHONY: demo test check soak clean
 
 demo: $(VENV)/.base
 	$(BIN)/boxloop demo $(ARGS)
@@ -21,6 +21,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+# Random faults for twenty minutes; ARGS="--minutes 5 --seed 1" for others.
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

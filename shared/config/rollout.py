@@ -43,12 +43,16 @@ class ServerSection(Section):
     """Where the servers are and how long the learner waits for them."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address a server binds")
-    timeout_s: float = Field(default=240.0, gt=0, description="longest wait for an answer that is no rollout")
+    timeout_s: float = Field(
+        default=240.0,
+        gt=0,
+        description="longest wait for an answer that is no rollout, and for a server when none is left",
+    )
     infer_timeout_s: float | None = Field(
         default=None, gt=0, description="longest time of one batch of rollouts; null = none"
     )
     stall_timeout_s: float = Field(
-        default=120.0, gt=0, description="a server with work and no token for so long is stalled"
+        default=120.0, gt=0, description="a server with work and no token for so long is stalled, a silent one frozen"
     )
     token_file: Path | None = Field(
         default=None, description="file with the token of servers that were started by hand"
