@@ -11,6 +11,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from compose.doctor import run_doctor
 from compose.dry_run import dry_run
 from compose.launch_plan import Launch, Work, plan_launch
 from compose.supervisor import run_supervised
@@ -68,6 +69,26 @@ def serve(
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Run the learner alone, against servers that are already running."""
     _become("learner", "--config", str(config), *(overrides or ()))
+
+
+@app.command()
+def doctor(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    server_gpus: Annotated[str, typer.Option(help="GPUs of the rollout servers; empty: the CPU.")] = "",
+    train_gpus: Annotated[str, typer.Option(help="GPUs of the learner.")] = "",
+    server_port: Annotated[int, typer.Option(help="Port of the first server; 0: any free one.")] = 8000,
+    origins: Annotated[bool, typer.Option("--origins", help="Print every value and where it was written.")] = False,
+) -> None:
+    """Check configuration, data, model, machine and servers; every failure with its cure, and exit code 1."""
+    launch = Launch(
+        config=config,
+        overrides=tuple(overrides or ()),
+        server_gpus=_gpus(server_gpus),
+        train_gpus=_gpus(train_gpus),
+        server_port=server_port,
+    )
+    raise typer.Exit(run_doctor(launch, Console(), origins=origins))
 
 
 @app.command(name="eval")

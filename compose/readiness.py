@@ -1,7 +1,7 @@
 """Asking rollout servers how they are: whether they can take work, and whether they have failed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -79,10 +79,18 @@ def _missing(response: httpx.Response) -> str:
     return ", ".join(f"{part.name} ({part.reason})" if part.reason else part.name for part in missing)
 
 
-def wait_until_ready(servers: Sequence[ServerProcess], timeout_s: float, interval_s: float, console: Console) -> None:
+def wait_until_ready(
+    servers: Sequence[ServerProcess],
+    timeout_s: float,
+    interval_s: float,
+    console: Console,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Poll `/ready/` of each server until all are ready, telling the console what they wait for.
 
-    Raises ServerNeverReady when one dies or `timeout_s` seconds have passed, with the end of its log.
+    `meanwhile` is called after each round; what it raises ends the wait. Raises ServerNeverReady when one dies or
+    `timeout_s` seconds have passed, with the end of its log.
     """
     deadline = time.monotonic() + timeout_s
     told: dict[str, str] = {}
@@ -102,6 +110,7 @@ def wait_until_ready(servers: Sequence[ServerProcess], timeout_s: float, interva
                         f"{server.name} was not ready after {timeout_s:g} s: {reason}. Raise wait_timeout or see "
                         f"{server.child.spec.log}, which ends with\n{server.child.log_tail()}"
                     )
+            meanwhile()
             if waiting:
                 time.sleep(interval_s)
 

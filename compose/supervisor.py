@@ -3,7 +3,7 @@
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from compose.launch_plan import Launch, PlannedServer, ServerProgram, Work, plan_launch
+from compose.doctor import EarlyPreflight, check_launch
+from compose.launch_plan import Launch, LaunchPlan, PlannedServer, ServerProgram, Work, plan_launch
 from compose.process import ChildProcess, ProcessSpec
 from compose.readiness import Probe, ServerProcess, wait_until_ready
 from compose.watch import ServerWatch, WatchRules
@@ -43,19 +44,23 @@ def run_supervised(
 ) -> int:
     """Run `work` beside its rollout servers and return the exit code; nothing that was started outlives the call.
 
-    Without work the servers run until a signal. 0 done, 1 the work died or no server is left, 2 the work refused its
-    config or data, 130/143 after SIGINT/SIGTERM. Must be called from the main thread. Raises ConfigError before
-    anything is started and ServerNeverReady, whose exit code is 3.
+    What the doctor finds at once is a ConfigError before anything is started. Without work the servers run until a
+    signal. 0 done, 1 the work died or no server is left, 2 the work refused its config or data, 130/143 after
+    SIGINT/SIGTERM. Must be called from the main thread. Raises ConfigError for what cannot run, and ServerNeverReady,
+    whose exit code is 3.
     """
     console = console or Console(stderr=True)
     plan = plan_launch(launch, work, program)
+    if work is not None:
+        check_launch(plan, console)
     save_resolved(plan.config, plan.resolved)
     try:
         with _signals_raised(), ExitStack() as stack:
             _drop_weights(plan.weights)
             stack.callback(_drop_weights, plan.weights)
             servers = [_started(planned, stack) for planned in plan.servers]
-            wait_until_ready(servers, launch.wait_timeout, launch.wait_interval, console)
+            with _early_preflight(plan, console) as look:
+                wait_until_ready(servers, launch.wait_timeout, launch.wait_interval, console, meanwhile=look)
             child = None
             if plan.work is not None:
                 child = ChildProcess(plan.work)
@@ -86,6 +91,22 @@ def _started(planned: PlannedServer, stack: ExitStack) -> ServerProcess:
     server = ServerProcess(ChildProcess(planned.process), planned.base_url)
     stack.callback(server.stop, SERVER_GRACE_S)
     return server
+
+
+@contextmanager
+def _early_preflight(plan: LaunchPlan, console: Console) -> Iterator[Callable[[], None]]:
+    """Look at data and tokenizer while servers load onto GPUs, which takes minutes; a CPU's learner is at it soon.
+
+    Gives what is to be called meanwhile; it raises ConfigError for what was found.
+    """
+    if plan.work is None or not plan.launch.server_gpus or shutil.which("nvidia-smi") is None:
+        yield lambda: None
+        return
+    preflight = EarlyPreflight(plan, console)
+    try:
+        yield preflight.look
+    finally:
+        preflight.stop()
 
 
 def _watch_rules(launch: Launch, config: Config) -> WatchRules:

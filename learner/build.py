@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -58,13 +58,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     start = start_of(config)
     tokenizer = load_tokenizer(start.model)
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
-    encoder = Encoder(
-        tokenizer,
-        ImageReader.from_checkpoint(start.model, config.template.max_pixels, config.template.min_pixels),
-        system=config.template.system,
-        user_prompt=config.custom.user_prompt,
-        num_workers=training.dataloader_num_workers,
-    )
+    encoder = encoder_for(config, start.model, tokenizer)
     source = training_source(config, vocabulary, encoder, console)
     check_servers_are_named(config)
     planner = planner_for(config, source)
@@ -143,6 +137,17 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             monitor=Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary),
             guard=Guard(config.stage2.guard),
         )
+
+
+def encoder_for(config: Config, model: str, tokenizer: Any) -> Encoder:
+    """What makes prompts of records, by the tokenizer and the image processor of a checkpoint."""
+    return Encoder(
+        tokenizer,
+        ImageReader.from_checkpoint(model, config.template.max_pixels, config.template.min_pixels),
+        system=config.template.system,
+        user_prompt=config.custom.user_prompt,
+        num_workers=config.training.dataloader_num_workers,
+    )
 
 
 def training_source(

@@ -1,12 +1,20 @@
 """What a checkpoint of adapters builds on: the learner puts them on it, and a server starts from it."""
 
 import json
+import re
 from pathlib import Path
 
 from shared.errors import ConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's own file; a folder that has one holds adapters and no model."""
+
+_HUB_ID = re.compile(r"([\w.-]+/)?[\w.-]+")
+
+
+def may_be_hub_id(model: str) -> bool:
+    """Whether what is no folder here could be the name of a repository on the hub: `name` or `owner/name`."""
+    return _HUB_ID.fullmatch(model) is not None
 
 
 def holds_adapters(model: str | Path) -> bool:

@@ -30,7 +30,7 @@ class Reading:
     """How lines become records.
 
     `polygons`: "error" refuses them, "as_bbox" takes their bounding boxes, "keep" leaves them as they are.
-    `special_texts` are a tokenizer's special tokens, which no desc may hold.
+    `special_texts` are a tokenizer's special tokens, which no desc may hold. `check_images` opens each image's header.
     """
 
     coordinate_space: CoordinateSpace = "px"
@@ -38,6 +38,7 @@ class Reading:
     polygons: Literal["error", "as_bbox", "keep"] = "error"
     object_ordering: Literal["sorted", "random"] = "sorted"
     special_texts: frozenset[str] = field(default=frozenset(), repr=False)
+    check_images: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class RecordSource:
             coordinate_space=reading.coordinate_space,
             on_bad_record=reading.on_bad_record,
             special_texts=reading.special_texts,
+            check_images=reading.check_images,
             report=report,
         )
         usable = (line_number(record) for record in records if _has_usable_kinds(record, path, reading, report))

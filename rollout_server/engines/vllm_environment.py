@@ -15,8 +15,8 @@ MAX_TMPDIR_LENGTH = 50
 """The path of a Unix socket must stay under 108 bytes, of which vLLM's own names take about forty."""
 
 
-def check_version() -> None:
-    """Raise ConfigError unless vLLM is installed in a version of the window."""
+def check_version() -> str:
+    """The installed version of vLLM. Raises ConfigError unless it is one of the window."""
     found = _installed_version()
     window = f"at least {OLDEST[0]}.{OLDEST[1]} and below {TOO_NEW[0]}.{TOO_NEW[1]}"
     if found is None:
@@ -27,6 +27,7 @@ def check_version() -> None:
     numbers = re.match(r"(\d+)\.(\d+)", found)
     if numbers is None or not OLDEST <= (int(numbers[1]), int(numbers[2])) < TOO_NEW:
         raise ConfigError(f"vLLM {found} is installed, this server needs {window}: pip install 'vllm{_requirement()}'")
+    return found
 
 
 def _installed_version() -> str | None:

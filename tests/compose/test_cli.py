@@ -35,7 +35,7 @@ def test_help_loads_no_model_library() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "train", "eval", "report", "demo", "data", "export"])
+@pytest.mark.parametrize("command", ["up", "serve", "train", "eval", "doctor", "report", "demo", "data", "export"])
 def test_every_command_explains_itself(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "compose", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0

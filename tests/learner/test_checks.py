@@ -6,13 +6,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from learner.checks import check_best_metric, check_server, most_answer_tokens, without_long_records
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
-from learner.checks import check_best_metric, check_server, most_answer_tokens, without_long_records
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
 from shared.wire import ServerInfo, ServerLimits

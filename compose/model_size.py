@@ -1,0 +1,50 @@
+"""How large a checkpoint's model is, from the headers of its files: nothing of it is loaded."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.base_model import base_model, may_be_hub_id
+from shared.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters, and bytes in the type they are stored in."""
+
+    num_parameters: int
+    num_bytes: int
+
+
+def model_size(model: str) -> ModelSize | None:
+    """The size of the model that `model.model` names; None for a hub id, which may not be on this disk yet.
+
+    Raises ConfigError for what is neither, and for a folder without readable weights.
+    """
+    folder = Path(base_model(model))
+    if not folder.is_dir():
+        if may_be_hub_id(str(folder)):
+            return None
+        raise ConfigError(f"model.model: {folder} is no folder, and no hub id (owner/name) either; correct the path")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"model.model: {folder} holds no *.safetensors; name a whole checkpoint")
+    tensors = [entry for file in files for name, entry in _header(file).items() if name != "__metadata__"]
+    return ModelSize(
+        num_parameters=sum(math.prod(entry["shape"]) for entry in tensors),
+        num_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors),
+    )
+
+
+def _header(file: Path) -> Mapping[str, dict[str, list[int]]]:
+    """A safetensors header: its length in 8 bytes, then JSON."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise ConfigError(f"model.model: {file} is no whole safetensors file ({error}); fetch it again") from error
+    return header

@@ -1,0 +1,191 @@
+"""The doctor's half of the learner: `python -m learner.preflight --config FILE [key=value …]`.
+
+Looks at checkpoint, tokenizer, data and servers as a run would, without loading a model, and prints a finding a line.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import orjson
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from learner.build import encoder_for, reading_for
+from learner.checks import check_best_metric, most_answer_tokens, without_long_records
+from learner.data.jsonl import Reading, RecordSource
+from learner.data.prompt import Encoder
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import load_tokenizer
+from learner.reporting.trackers import check_trackers
+from learner.rollouts.reachable import examine_servers
+from learner.start import start_of
+from shared.base_model import may_be_hub_id
+from shared.config.load import load_config
+from shared.config.models import Config
+from shared.errors import ConfigError
+from shared.extras import cure_for, is_installed
+from shared.findings import Finding, attempt, checked, failed, tell, warned
+
+NUM_IMAGES = 200
+"""Image files whose headers are looked at; a run looks at all of them."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns records into tokens."""
+
+    vocabulary: CoordinateVocabulary
+    encoder: Encoder
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """All checks, each told as soon as it is done; what needs something that could not be read is left out."""
+    yield packages(config)
+    model, finding = attempt("checkpoint", partial(checkpoint_of, config))
+    yield finding
+    if model is None:
+        return
+    folder = folder_here(model)
+    if folder is None:
+        yield warned("tokenizer", f"{model} is not on this disk", "as a hub id it is fetched and checked at the start")
+        return
+    reader, finding = attempt("tokenizer", partial(reader_of, config, folder))
+    yield finding
+    if reader is not None:
+        yield from examine_data(config, reader)
+    if config.decodes and config.rollout.vllm.server.servers:
+        yield from asyncio.run(examine_servers(config, folder))
+
+
+def packages(config: Config) -> Finding:
+    """Whether the optional packages that the run asks for are installed."""
+
+    def look() -> str:
+        check_trackers(config)
+        check_best_metric(config)
+        return "all that the run asks for are installed"
+
+    finding = checked("packages", look)
+    if finding.status == "pass" and config.custom.val_jsonl is not None and not is_installed("faster_coco_eval"):
+        return warned("packages", "evaluations will have no COCO AP", cure_for("faster_coco_eval"))
+    return finding
+
+
+def checkpoint_of(config: Config) -> tuple[str, str]:
+    """The model that training starts from. Raises ConfigError when it cannot be one, or does not fit the tuner."""
+    start = start_of(config)
+    if not Path(start.model).is_dir() and not may_be_hub_id(start.model):
+        raise ConfigError(f"model.model: {start.model} is no folder, and no hub id (owner/name); correct the path")
+    resumed = f", resumed from {start.resumed}" if start.resumed else ""
+    adapters = f", adapters of {start.adapters}" if start.adapters and not start.resumed else ""
+    return start.model, f"{start.model}{resumed}{adapters}"
+
+
+def folder_here(model: str) -> Path | None:
+    """Its folder, or that of a hub id which was fetched before; nothing is fetched now."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def reader_of(config: Config, folder: Path) -> tuple[Reader, str]:
+    """Tokenizer and image processor. Raises DataError or ConfigError for what they lack."""
+    tokenizer = load_tokenizer(str(folder))
+    vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
+    size = vocabulary_size(folder)
+    beyond = [token_id for token_id in vocabulary.coordinate_ids if token_id >= size]
+    if beyond:
+        raise ConfigError(
+            f"model.model: {len(beyond)} coordinate tokens of {folder} have ids from {min(beyond)} on, its vocabulary "
+            f"is {size}; resize its embeddings and train them"
+        )
+    encoder = encoder_for(config, str(folder), tokenizer)
+    return Reader(vocabulary, encoder), f"all 1000 coordinate tokens, ids below the vocabulary of {size}"
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Rows of the model's embedding, by its config.json."""
+    config = orjson.loads((folder / "config.json").read_bytes())
+    size = config.get("text_config", config).get("vocab_size")
+    if not isinstance(size, int):
+        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a Qwen3-VL checkpoint")
+    return size
+
+
+def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:
+    """Every line of both files, the first images, and whether prompts and answers fit."""
+    custom = config.custom
+    reading = replace(reading_for(config, reader.vocabulary, "error"), check_images=False)
+    source, finding = attempt(
+        "training data", partial(source_of, custom.train_jsonl, reading, custom.train_sample_limit)
+    )
+    yield finding
+    if source is not None:
+        yield checked("lengths", partial(lengths, config, reader, source))
+        yield checked("images", partial(images, config, reader))
+    if custom.val_jsonl is not None:
+        keeping = replace(reading, polygons="as_bbox" if custom.poly_as_bbox else "keep")
+        yield attempt("validation data", partial(source_of, custom.val_jsonl, keeping, custom.val_sample_limit))[1]
+
+
+def source_of(path: Path, reading: Reading, limit: int | None) -> tuple[RecordSource, str]:
+    """Read a whole file, its images left alone."""
+    source, report = RecordSource.opened(path, reading, seed=None, limit=limit)
+    skipped = f", {len(report.skipped)} skipped, the first: {report.skipped[0]}" if report.skipped else ""
+    return source, f"{path}: {source.num_records} records{skipped}"
+
+
+def lengths(config: Config, reader: Reader, source: RecordSource) -> str:
+    """Compare prompts with their real image tokens, and answers, with what packs and servers hold."""
+    fitting = without_long_records(source, reader.encoder, reader.vocabulary, config)
+    records = fitting.in_file_order()
+    prompt = max(reader.encoder.num_prompt_tokens(record) for record in records)
+    whole = max(reader.encoder.num_prompt_tokens(record) + most_answer_tokens(record) for record in records)
+    left_out = source.num_records - fitting.num_records
+    told = f"prompts of up to {prompt} tokens, with their answers at most {whole} of {config.global_max_length}"
+    if config.decodes:
+        told += f"; {prompt} + {config.rollout.max_new_tokens} new ones of a server's {config.max_model_len}"
+    return told + (f"; {left_out} records too long, left out" if left_out else "")
+
+
+def images(config: Config, reader: Reader) -> str:
+    """Look at the first images' headers, and read one of them as training will."""
+    custom = config.custom
+    limit = min(NUM_IMAGES, custom.train_sample_limit or NUM_IMAGES)
+    source, _ = RecordSource.opened(
+        custom.train_jsonl, reading_for(config, reader.vocabulary, "error"), seed=None, limit=limit
+    )
+    encoded = reader.encoder.encode_now(source.in_file_order()[0])
+    return (
+        f"the first {source.num_records} are there and as large as said; one has {len(encoded.prompt_token_ids)} tokens"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print every finding as a line of JSON; 0 unless the configuration cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m learner.preflight", description="Check what a learner needs.")
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+    except ConfigError as error:
+        tell(failed("config", str(error)))
+        return error.exit_code
+    for finding in examine(config):
+        tell(finding)
+    return 0
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # what is to be said is in the findings
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""`boxloop doctor`, and what of it a launch looks at before and while it starts."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from compose.doctor import check_launch, findings_of, run_doctor, stop_at_failures
+from compose.launch_plan import Launch, Work, plan_launch
+from shared.errors import ConfigError
+from shared.findings import failed, passed, warned
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+NVIDIA_SMI = "#!/bin/sh\necho '0, GPU-0, H100, 81559, 10'\n"
+
+
+@pytest.fixture
+def config_file(checkpoint: Path, shapes: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    values = {
+        "global_max_length": 512,
+        "model": {"model": str(checkpoint)},
+        "training": {"output_dir": str(tmp_path / "run")},
+        "custom": {
+            "trainer_variant": "stage2_ab_training",
+            "train_jsonl": str(shapes / "train.jsonl"),
+            "extra": {
+                "stage2_ab": {"schedule": {"pattern": ["A", "A", "B"]}},
+                "rollout_matching": {"rollout_backend": "hf", "max_new_tokens": 64},
+            },
+        },
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def doctor(config_file: Path) -> Callable[..., tuple[int, str]]:
+    """Run the doctor's command: exit code and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "compose", "doctor", "--config", str(config_file), "--server-port", "0"]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_good_run_passes_every_check(doctor, config_file: Path) -> None:
+    code, told = doctor("training.seed=3", "--origins")
+    assert code == 0, told
+    assert " 0 failed" in told
+    for check in (
+        "config",
+        "launch",
+        "model",
+        "shared memory",
+        "disk",
+        "tokenizer",
+        "training data",
+        "lengths",
+        "engine",
+    ):
+        assert f"pass {check} " in told
+    assert "training.seed: 3  # command line" in told
+    assert f"global_max_length: 512  # {config_file}:" in told
+
+
+@pytest.mark.slow
+def test_every_failure_is_told_at_once_with_exit_code_1(doctor, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, told = doctor(
+            f"--server-port={taken.getsockname()[1]}",
+            f"custom.train_jsonl={tmp_path / 'none.jsonl'}",
+            "global_max_length=9999",
+            "custom.extra.stage2_ab.channel_b.rollout_decode_batch_size=4",
+            f"custom.extra.rollout_matching.vllm.server.token_file={tmp_path / 'none'}",
+        )
+    assert code == 1, told
+    failures = [line.split()[1] for line in told.splitlines() if line.startswith("fail ")]
+    assert failures == ["launch", "training", "server", "token"]
+    assert "choose another server_port" in told
+    assert "none.jsonl cannot be read" in told
+    assert "warn custom.extra.stage2_ab.channel_b.rollout_decode_batch_size 4 answers" in told
+
+
+def test_without_a_configuration_nothing_else_is_looked_at(config_file: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    assert run_doctor(Launch(config_file, ("training.learning_rat=1",)), console) == 1
+    assert isinstance(console.file, io.StringIO)
+    first, *rest = console.file.getvalue().splitlines()
+    assert first.startswith("fail config")
+    assert "did you mean `training.learning_rate`" in "".join(rest)
+    assert rest[-1] == "0 passed, 0 warnings, 1 failed"
+
+
+def test_a_launch_stops_at_a_failure_and_goes_on_with_warnings(config_file: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    assert isinstance(console.file, io.StringIO)
+
+    def check(*overrides: str) -> None:
+        check_launch(plan_launch(Launch(config_file, overrides, server_port=0), Work()), console)
+
+    check("custom.extra.rollout_matching.vllm.enable_lora=true")
+    assert "warn custom.extra.rollout_matching.vllm.enable_lora" in console.file.getvalue()
+    with pytest.raises(ConfigError, match=r"model: model.model: .* holds no \*.safetensors"):
+        check(f"model.model={tmp_path}")
+
+
+def test_all_failures_are_in_one_error() -> None:
+    findings = [
+        failed("disk", "full", "free some"),
+        passed("model", "small"),
+        failed("ports", "taken"),
+        warned("a", "b"),
+    ]
+    with pytest.raises(ConfigError) as raised:
+        stop_at_failures(findings, Console(file=io.StringIO()))
+    assert str(raised.value) == "disk: full → free some\nports: taken"
+
+
+def test_a_preflight_that_dies_is_a_failure() -> None:
+    good = passed("model", "small")
+    assert findings_of("x", 0, f"a warning\n{good.model_dump_json()}\n") == [good]
+    known, died = findings_of("x", 1, f"{good.model_dump_json()}\nTraceback\nMemoryError\n")
+    assert known == good
+    assert (died.status, died.check) == ("fail", "x")
+    assert "MemoryError" in died.reason
+
+
+@pytest.mark.slow
+def test_bad_data_ends_a_launch_while_its_servers_still_load(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text(NVIDIA_SMI)
+    smi.chmod(0o755)
+    code = """
+import sys
+from compose import cli, launch_plan, supervisor
+real = supervisor.run_supervised
+cli.run_supervised = lambda launch: real(launch, program=launch_plan.ServerProgram("fake_server"))
+cli.main()
+"""
+    arguments = (f"config={config_file}", "server_gpus=0", "train_gpus=0", "server_port=0", "wait_timeout=60")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "up", *arguments, f"custom.train_jsonl={tmp_path / 'none.jsonl'}"],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{HERE}",
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "FAKE_SERVER": "never_ready",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "training data: " in done.stderr
+    assert "none.jsonl cannot be read" in done.stderr
+    assert not (tmp_path / "run" / "learner.log").exists()

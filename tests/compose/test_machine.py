@@ -1,0 +1,178 @@
+"""Whether there is room for a run, from made-up machines and real headers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from compose.launch_plan import Launch
+from compose.machine import Gpu, Machine, parse_gpus, this_machine
+from compose.machine_checks import machine_findings
+from compose.model_size import ModelSize, model_size
+from shared.config.load import load_config
+from shared.config.models import Config
+from shared.errors import ConfigError
+from shared.findings import Finding
+
+GIB = 2**30
+LARGE = Machine(
+    gpus=tuple(Gpu(str(index), f"GPU-{index}", "H100", 80 * GIB, GIB) for index in range(2)),
+    memory_bytes=500 * GIB,
+    shared_memory_bytes=200 * GIB,
+    disk_bytes=2000 * GIB,
+    proxies=(),
+)
+FOUR_B = ModelSize(num_parameters=4 * 10**9, num_bytes=8 * 10**9)
+ROLLOUT = "custom.extra.rollout_matching"
+
+
+@pytest.fixture
+def config_of(tmp_path: Path) -> Callable[..., Config]:
+    path = tmp_path / "config.yaml"
+    values = {
+        "global_max_length": 4096,
+        "model": {"model": "owner/name"},
+        "training": {"output_dir": str(tmp_path / "run"), "save_total_limit": 2},
+        "custom": {
+            "trainer_variant": "stage2_ab_training",
+            "train_jsonl": "train.jsonl",
+            "extra": {"stage2_ab": {"schedule": {"pattern": ["A", "B"]}}},
+        },
+    }
+    path.write_text(yaml.safe_dump(values))
+    return lambda *overrides: load_config(path, overrides)
+
+
+@pytest.fixture
+def found(config_of: Callable[..., Config]) -> Callable[..., dict[str, Finding]]:
+    """Findings by name, of a 4 B model on two large GPUs unless told otherwise."""
+
+    def look(
+        *overrides: str,
+        machine: Machine = LARGE,
+        size: ModelSize | None = FOUR_B,
+        server_gpus: tuple[str, ...] = ("0",),
+        train_gpus: tuple[str, ...] = ("1",),
+        disable_proxy: bool = True,
+    ) -> dict[str, Finding]:
+        launch = Launch(Path("c.yaml"), server_gpus=server_gpus, train_gpus=train_gpus, disable_proxy=disable_proxy)
+        findings = list(machine_findings(config_of(*overrides), launch, size, machine))
+        assert len({finding.check for finding in findings}) == len(findings)
+        return {finding.check: finding for finding in findings}
+
+    return look
+
+
+def statuses(findings: dict[str, Finding]) -> dict[str, str]:
+    return {name: finding.status for name, finding in findings.items()}
+
+
+def test_a_large_machine_passes_every_check(found) -> None:
+    assert statuses(found()) == dict.fromkeys(
+        ("gpus", "gpu 0, server", "gpu 1, learner", "shared memory", "disk", "proxies"), "pass"
+    )
+
+
+def test_a_gpu_that_is_not_there_fails_and_says_which_are(found) -> None:
+    finding = found(train_gpus=("7",))["gpus"]
+    assert (finding.status, finding.reason) == ("fail", "7 asked for, there are 0, 1")
+
+
+def test_a_gpu_may_be_named_by_its_uuid(found) -> None:
+    assert found(server_gpus=("GPU-0",))["gpu 0, server"].status == "pass"
+
+
+def test_without_a_list_of_gpus_there_is_a_warning(found) -> None:
+    assert found(machine=replace(LARGE, gpus=None))["gpus"].status == "warn"
+
+
+def test_what_another_process_holds_is_missing_for_a_server(found) -> None:
+    full = replace(LARGE, gpus=(replace(LARGE.gpus[0], used_bytes=30 * GIB), LARGE.gpus[1]))
+    finding = found(machine=full)["gpu 0, server"]
+    assert finding.status == "fail"
+    assert "72.0 GiB are asked for, 50.0 GiB are free" in finding.reason
+    assert "vllm_gpu_memory_utilization" in finding.cure
+    assert found(f"{ROLLOUT}.vllm.gpu_memory_utilization=0.5", machine=full)["gpu 0, server"].status == "pass"
+
+
+def test_weights_that_do_not_fit_the_share_fail_unless_ranks_divide_them(found) -> None:
+    huge = ModelSize(70 * 10**9, 140 * 10**9)
+    assert found(size=huge)["gpu 0, server"].status == "fail"
+    two = found(f"{ROLLOUT}.vllm.tensor_parallel_size=2", size=huge, server_gpus=("0", "1"), train_gpus=())
+    assert (two["gpu 0, server"].status, two["gpu 1, server"].status) == ("pass", "pass")
+
+
+def test_one_gpu_for_both_leaves_the_learner_what_the_server_does_not_take(found) -> None:
+    both = {"server_gpus": ("0",), "train_gpus": ("0",)}
+    crowded = found(**both)["gpu 0, learner"]
+    assert crowded.status == "warn"
+    assert "7.0 GiB are free beside the server" in crowded.reason
+    assert found(f"{ROLLOUT}.vllm.gpu_memory_utilization=0.15", **both)["gpu 0, learner"].status == "pass"
+    adapters = found("tuner.train_type=lora", f"{ROLLOUT}.vllm.gpu_memory_utilization=0.7", **both)
+    assert adapters["gpu 0, learner"].status == "pass"
+
+
+def test_shared_memory_must_hold_two_updates_where_it_is_used(found) -> None:
+    def status(num_gib: float, *overrides: str) -> str | None:
+        finding = found(*overrides, machine=replace(LARGE, shared_memory_bytes=int(num_gib * GIB))).get("shared memory")
+        return finding.status if finding else None
+
+    assert (status(16), status(10), status(1)) == ("pass", "warn", "fail")
+    assert status(1, f"{ROLLOUT}.vllm.sync.weights_root=/data/weights") is None
+    assert status(1, "custom.trainer_variant=stage1_sft") is None
+
+
+def test_the_disk_must_hold_a_checkpoint_and_should_hold_those_that_are_kept(found) -> None:
+    def status(num_gib: float, *overrides: str) -> str | None:
+        finding = found(*overrides, machine=replace(LARGE, disk_bytes=int(num_gib * GIB))).get("disk")
+        return finding.status if finding else None
+
+    assert (status(150), status(50), status(40)) == ("pass", "warn", "fail")
+    assert status(50, "training.save_only_model=true") == "pass"
+    assert status(1, "training.save_strategy=no") is None
+
+
+def test_main_memory_counts_for_what_runs_on_the_cpu(found) -> None:
+    small = replace(LARGE, memory_bytes=32 * GIB)
+    assert found(machine=small, server_gpus=(), train_gpus=())["memory"].status == "warn"
+    assert "memory" not in found(machine=small)
+
+
+def test_proxies_matter_only_when_they_are_not_hidden(found) -> None:
+    proxied = replace(LARGE, proxies=("http_proxy",))
+    assert found(machine=proxied)["proxies"].status == "pass"
+    assert found(machine=proxied, disable_proxy=False)["proxies"].status == "warn"
+
+
+def test_nvidia_smis_list_is_read() -> None:
+    listing = "0, GPU-aa, NVIDIA H100 80GB HBM3, 81559, 512\n1, GPU-bb, NVIDIA GB10, [N/A], [N/A]\n"
+    first, second = parse_gpus(listing)
+    assert first == Gpu("0", "GPU-aa", "NVIDIA H100 80GB HBM3", 81559 * 2**20, 512 * 2**20)
+    assert second.total_bytes == 0
+
+
+def test_this_machine_has_some_room(tmp_path: Path) -> None:
+    machine = this_machine(tmp_path / "not" / "yet", {"HTTPS_PROXY": "x", "no_proxy": "y", "HOME": "z"})
+    assert machine.proxies == ("HTTPS_PROXY",)
+    assert min(machine.memory_bytes, machine.disk_bytes) > 2**20
+
+
+def test_a_models_size_is_read_from_its_headers(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float16)}, tmp_path / "model-1.safetensors")
+    save_file({"c": np.zeros((2, 2), np.float32)}, tmp_path / "model-2.safetensors", metadata={"format": "pt"})
+    assert model_size(str(tmp_path)) == ModelSize(12 + 5 + 4, 48 + 10 + 16)
+    assert model_size("owner/name") is None
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
+        model_size(str(tmp_path))
+    with pytest.raises(ConfigError, match="no folder, and no hub id"):
+        model_size("runs/demo/stage1/checkpoint-1")
+    (tmp_path / "model.safetensors").write_bytes(b"\x09")
+    with pytest.raises(ConfigError, match="no whole safetensors file"):
+        model_size(str(tmp_path))

@@ -1,0 +1,148 @@
+"""What the doctor finds in checkpoint, data and servers, each mistake by its own name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from learner.preflight import examine, main
+from shared.config.models import Config
+from shared.findings import Finding
+
+SERVER = "custom.extra.rollout_matching.vllm"
+
+
+@pytest.fixture
+def run(config_of: Callable[..., Config], shapes: Path) -> Callable[..., Config]:
+    """A run that nothing is wrong with, unless told otherwise."""
+    return lambda *overrides: config_of(
+        f"custom.train_jsonl={shapes / 'train.jsonl'}", f"custom.val_jsonl={shapes / 'val.jsonl'}", *overrides
+    )
+
+
+def found(config: Config) -> dict[str, Finding]:
+    findings = list(examine(config))
+    assert len({finding.check for finding in findings}) == len(findings)
+    return {finding.check: finding for finding in findings}
+
+
+def failures(config: Config) -> dict[str, str]:
+    return {name: finding.reason for name, finding in found(config).items() if finding.status == "fail"}
+
+
+def test_a_good_run_passes_and_is_told_its_numbers(run) -> None:
+    findings = found(run())
+    names = ["packages", "checkpoint", "tokenizer", "training data", "lengths", "images", "validation data"]
+    assert list(findings) == names
+    assert {finding.status for name, finding in findings.items() if name != "packages"} == {"pass"}
+    assert "64 records" in findings["training data"].reason
+    assert "8 records" in findings["validation data"].reason
+    assert "+ 16 new ones of a server's 512" in findings["lengths"].reason
+    assert "the first 64 are there" in findings["images"].reason
+
+
+def test_a_line_that_breaks_the_contract_is_named(run, shapes: Path, tmp_path: Path) -> None:
+    lines = (shapes / "train.jsonl").read_bytes().splitlines()
+    record = orjson.loads(lines[40])
+    record["objects"][0]["bbox_2d"] = [30, 2, 30, 4]
+    lines[40] = orjson.dumps({**record, "images": [str(shapes / record["images"][0])]})
+    bad = shapes / "bad.jsonl"
+    bad.write_bytes(b"\n".join(lines))
+    try:
+        told = failures(run(f"custom.train_jsonl={bad}"))
+        assert list(told) == ["training data"]
+        assert f"{bad}:41: object 0" in told["training data"]
+        skipping = found(run(f"custom.train_jsonl={bad}", "custom.on_bad_record=skip"))["training data"]
+        assert skipping.status == "pass"
+        assert "63 records, 1 skipped, the first: " in skipping.reason
+        assert list(failures(run(f"custom.val_jsonl={bad}"))) == ["validation data"]
+    finally:
+        bad.unlink()
+
+
+def test_an_image_that_is_not_there_is_named(run, shapes: Path, tmp_path: Path) -> None:
+    shutil.copy(shapes / "train.jsonl", tmp_path / "train.jsonl")
+    told = failures(run(f"custom.train_jsonl={tmp_path / 'train.jsonl'}"))
+    assert list(told) == ["images"]
+    assert "train.jsonl:1: missing image file" in told["images"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("global_max_length=100", "raise it, or set custom.on_long_target: skip"),
+        ("custom.extra.rollout_matching.max_new_tokens=500", "with 500 new ones it exceeds the server's length of 512"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_both_numbers(run, override: str, said: str) -> None:
+    told = failures(run(override))
+    assert list(told) == ["lengths"]
+    assert said in told["lengths"]
+
+
+def test_coordinate_tokens_beyond_the_vocabulary_are_told(run, checkpoint: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(checkpoint, tmp_path / "cut")
+    config = json.loads((cut / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 700
+    (cut / "config.json").write_text(json.dumps(config))
+    findings = found(run(f"model.model={cut}"))
+    assert findings["tokenizer"].status == "fail"
+    assert "its vocabulary is 700; resize its embeddings" in findings["tokenizer"].reason
+    assert "training data" not in findings, "it cannot be read without a tokenizer"
+
+
+def test_a_model_that_is_neither_folder_nor_hub_id_is_told(run) -> None:
+    assert list(failures(run("model.model=no/such/folder"))) == ["checkpoint"]
+    assert "no whole checkpoint" in failures(run("training.resume_from_checkpoint=true"))["checkpoint"]
+
+
+def test_a_hub_id_that_was_never_fetched_is_no_failure(run) -> None:
+    findings = found(run("model.model=nobody-at-all/never-fetched"))
+    assert (findings["checkpoint"].status, findings["tokenizer"].status) == ("pass", "warn")
+
+
+def test_a_package_that_is_missing_is_told(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.reporting.trackers.is_installed", lambda module: False)
+    assert "boxloop[tracking]" in failures(run("training.report_to=wandb"))["packages"]
+    monkeypatch.setattr("learner.preflight.is_installed", lambda module: False)
+    assert found(run())["packages"].cure == "pip install 'boxloop[eval]'"
+
+
+def test_a_ready_server_passes_and_says_how_weights_reach_it(run, serving, scripted, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with serving(scripted(weights_root=tmp_path / "weights")) as running:
+        findings = found(run(f"{SERVER}.server.servers=[{{base_url: '{running.url}'}}]"))
+        assert findings[f"server {running.url}"].status == "pass"
+        assert findings[f"weights of {running.url}"].status == "pass"
+
+
+def test_health_without_a_weight_channel_is_a_failure(run, serving, scripted) -> None:
+    """The classic hang: the probe is green, and the first publish never arrives."""
+    with serving(scripted()) as running:
+        told = failures(run(f"{SERVER}.server.servers=[{{base_url: '{running.url}'}}]"))
+        assert list(told) == [f"weights of {running.url}"]
+        assert "takes none by transport file" in told[f"weights of {running.url}"]
+
+
+def test_a_server_with_another_token_is_a_failure(run, serving, scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(scripted(token="t" * 32)) as running:
+        monkeypatch.setenv("BOXLOOP_TOKEN", "u" * 32)
+        told = failures(run(f"{SERVER}.server.servers=[{{base_url: '{running.url}'}}]"))
+        assert "401" in told[f"server {running.url}"]
+
+
+def test_a_server_that_does_not_answer_is_a_failure(run) -> None:
+    told = failures(run(f"{SERVER}.server.servers=[{{base_url: 'http://127.0.0.1:9'}}]"))
+    assert list(told) == ["server http://127.0.0.1:9"]
+
+
+def test_every_finding_is_a_line_of_json(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
+    findings = [Finding.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert [finding.check for finding in findings if finding.status == "fail"] == ["training data"]
+    assert main(["--config", str(tmp_path / "config.yaml"), "trainin.seed=1"]) == 2
+    assert Finding.model_validate_json(capsys.readouterr().out).check == "config"
