@@ -21,7 +21,7 @@ from benchmarks.measure import print_measure
 from benchmarks.two_processes import TimedStep, servers, trained, write_checkpoint, write_config, write_records
 
 NUM_ANSWERS = 64
-MAX_NEW_TOKENS = 160
+MAX_NEW_TOKENS = 256
 FEW_OBJECTS, MANY_OBJECTS = 2, 12
 """Of a target, between which the cost of learning is measured and taken to be a straight line."""
 MATCHING, CHANNEL_B = "custom.extra.rollout_matching", "custom.extra.stage2_ab.channel_b"

@@ -101,7 +101,7 @@ def config_of(folder: Path, backend: str, num_cycles: int, num_objects: int, **s
             "custom.train_jsonl": str(folder / "data.jsonl"),
             f"{STAGE2}.schedule.pattern": list(CYCLE),
             f"{MATCHING}.rollout_backend": backend,
-            f"{MATCHING}.max_new_tokens": 160,
+            f"{MATCHING}.max_new_tokens": 256,
             f"{MATCHING}.vllm.max_model_len": 1024,
             f"{MATCHING}.vllm.max_num_seqs": NUM_ANSWERS,
         },
