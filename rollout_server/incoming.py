@@ -3,15 +3,16 @@
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable
 from pathlib import Path
 
 import anyio
 
 from rollout_server.refusal import Refusal
+from shared.streams import prefetched
 
 BLOCK_BYTES = 2**22
-"""Written at once, and all of an update that is held in memory."""
+"""Written at once; of an update no more than three of these are in memory."""
 
 
 class IncomingFile:
@@ -44,32 +45,36 @@ class IncomingFile:
             message = f"a chunk at offset {offset}, but {self.received_bytes} bytes have arrived"
             raise Refusal(409, "wrong_offset", message)
         self._sender = sender = object()
-        block = bytearray()
-        async for piece in pieces:
-            block += piece
-            if offset + len(block) > self._num_bytes:
-                raise Refusal(413, "body_too_large", f"the update was announced with {self._num_bytes} bytes")
-            if len(block) >= BLOCK_BYTES:
-                offset = await self._take(sender, offset, block)
-                block = bytearray()
-        await self._take(sender, offset, block)
+        async with prefetched(self._blocks(offset, pieces), depth=2) as blocks:
+            async for block in blocks:  # written while the next one comes in
+                await anyio.to_thread.run_sync(self._write, self.received_bytes, block)
+                if sender is not self._sender:
+                    raise Refusal(409, "wrong_offset", "another chunk for this offset has begun meanwhile")
+                self.received_bytes += sum(map(len, block))
 
     def discard(self) -> None:
         """Remove what has arrived; a chunk that is still being taken is refused."""
         self.path.unlink(missing_ok=True)
 
-    async def _take(self, sender: object, offset: int, block: bytearray) -> int:
-        await anyio.to_thread.run_sync(self._write, offset, block)
-        if sender is not self._sender:
-            raise Refusal(409, "wrong_offset", "another chunk for this offset has begun meanwhile")
-        self.received_bytes = offset + len(block)
-        return self.received_bytes
+    async def _blocks(self, offset: int, pieces: AsyncIterable[bytes]) -> AsyncGenerator[list[bytes], None]:
+        """The pieces by groups of about BLOCK_BYTES, not joined: growing a buffer copies it again and again."""
+        block: list[bytes] = []
+        start = offset
+        async for piece in pieces:
+            block.append(piece)
+            offset += len(piece)
+            if offset > self._num_bytes:
+                raise Refusal(413, "body_too_large", f"the update was announced with {self._num_bytes} bytes")
+            if offset - start >= BLOCK_BYTES:
+                yield block
+                block, start = [], offset
+        yield block
 
-    def _write(self, offset: int, block: bytearray) -> None:
+    def _write(self, offset: int, block: list[bytes]) -> None:
         try:
             with self.path.open("r+b") as file:
                 file.seek(offset)
-                file.write(block)
+                file.writelines(block)
         except FileNotFoundError:
             raise Refusal(409, "not_prepared", "the update was replaced or aborted meanwhile") from None
         except OSError as error:
