@@ -17,7 +17,7 @@ from learner.optim import StepOptimizer
 from learner.progress import Progress
 from learner.whole_folder import whole_folder
 from shared.config.training import TrainingSection
-from shared.errors import ConfigError, DataError
+from shared.errors import DataError
 
 LOG = logging.getLogger(__name__)
 
@@ -63,15 +63,11 @@ class Checkpoints:
     def score(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Note what an evaluation found; the checkpoint of the best step is never thrown away.
 
-        Raises ConfigError when evaluations have no `training.metric_for_best_model`.
+        One without the metric, such as the precision of answers without objects, is no candidate.
         """
-        name = self._training.metric_for_best_model
-        if name not in metrics:
-            raise ConfigError(
-                f"training.metric_for_best_model: {name} is in no evaluation; those are {', '.join(sorted(metrics))}"
-            )
-        if self._best is None or metrics[name] > self._best[1]:
-            self._best = (progress.step, metrics[name])
+        value = metrics.get(self._training.metric_for_best_model)
+        if value is not None and (self._best is None or value > self._best[1]):
+            self._best = (progress.step, value)
 
     def due(self, progress: Progress) -> bool:
         """Whether the step that just ended is followed by a checkpoint. Unless none is wanted, the last one is.

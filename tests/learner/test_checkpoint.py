@@ -132,6 +132,16 @@ def test_old_checkpoints_go_and_the_best_stays(workbench: Any, tmp_path: Path, l
     assert read_state(tmp_path / "checkpoint-4").best_metric == 0.9
 
 
+def test_the_best_is_the_highest_of_the_chosen_metric(workbench: Any, tmp_path: Path) -> None:
+    trained = Trained(workbench, tmp_path, metric_for_best_model="eval_rollout_precision", save_only_model=True)
+    for step, precision in enumerate((0.3, 0.9, None, 0.6), start=1):
+        trained.progress.step = step
+        found = {} if precision is None else {"eval_rollout_precision": precision}
+        trained.checkpoints.score(trained.progress, {"eval_rollout_f1": step / 10, **found})
+    folder = trained.checkpoints.save(trained.progress)
+    assert (read_state(folder).best_global_step, read_state(folder).best_metric) == (2, 0.9)
+
+
 def test_a_model_without_optimizer_state_cannot_be_resumed(workbench: Any, tmp_path: Path) -> None:
     trained = Trained(workbench, tmp_path, save_only_model=True)
     folder = trained.checkpoints.save(trained.progress)
