@@ -41,6 +41,19 @@ def test_each_band_is_named_with_its_value_and_a_cure(sick: StepRecord, metric: 
     assert "prefix_extras: drop" in warning
 
 
+@pytest.mark.parametrize(
+    ("limit", "step"),
+    [
+        ({"pred_per_gt_max": 2.5}, b_step(predicted=8)),
+        ({"truncated_rate_max": 0.6}, b_step(truncated=5)),
+        ({"valid_rate_min": 0.2}, b_step(valid=3)),
+    ],
+)
+def test_each_limit_is_the_configurations(limit: dict[str, float], step: StepRecord) -> None:
+    assert any(said(Guard(GuardSection(window=2)), step, step))
+    assert not any(said(Guard(GuardSection(window=2, **limit)), step, step))
+
+
 def test_an_excursion_is_told_once_and_the_next_one_again() -> None:
     sick, well = b_step(valid=0), b_step()
     steps = [well, well, sick, sick, sick, well, well, well, sick, sick]
