@@ -46,8 +46,6 @@ def _weights(config: Config) -> Iterator[Problem]:
             (f"{ROLLOUT}.vllm.sync.mode",),
             f"adapter means merged: no server holds {kind} of its own; set auto",
         )
-    if vllm.enable_lora:
-        yield Problem((f"{ROLLOUT}.vllm.enable_lora",), "true has no use: adapters reach servers merged; leave it out")
 
 
 def _stability(config: Config) -> Iterator[Problem]:

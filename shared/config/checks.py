@@ -24,7 +24,7 @@ class Problem:
 
 def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
     """All broken rules; an empty list is a configuration that can run."""
-    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _evaluation, _lengths, _repeats]
+    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _evaluation, _lengths, _repeats, _unused]
     problems = [problem for rule in rules for problem in rule(config)]
     if world_size > 1:
         key = f"{ROLLOUT}.vllm.mode"
@@ -167,3 +167,16 @@ def _repeats(config: Config) -> Iterator[Problem]:
     limits = (repeat.max_consecutive_token_repeats, repeat.ngram_repeats, repeat.max_object_keys)
     if repeat.enabled and not any(limits):
         yield Problem((f"{key}.enabled",), "true without a limit; set max_consecutive_token_repeats, ngram_* or keys")
+
+
+def _unused(config: Config) -> Iterator[Problem]:
+    """Keys of ways to send weights that are not gone: a value that nothing would read is refused."""
+    vllm = config.rollout.vllm
+    if vllm.enable_lora:
+        yield Problem((f"{ROLLOUT}.vllm.enable_lora",), "adapters reach servers merged, got true; leave it out")
+    for place, server in enumerate(vllm.server.servers):
+        if server.group_port is not None:
+            yield Problem(
+                (f"{ROLLOUT}.vllm.server.servers[{place}].group_port",),
+                f"weights travel by {vllm.sync.transport}, which has no group, got {server.group_port}; leave it out",
+            )

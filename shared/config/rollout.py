@@ -36,7 +36,9 @@ class ServerAddress(Section):
     """One rollout server that is already running."""
 
     base_url: str = Field(pattern=r"^https?://[^\s/]+/?$", description="such as http://127.0.0.1:8000")
-    group_port: int | None = Field(default=None, ge=1, le=65535, description="port of the weight-transfer group")
+    group_port: int | None = Field(
+        default=None, ge=1, le=65535, description="must be null: weights travel by sync.transport"
+    )
 
 
 class ServerSection(Section):
@@ -57,7 +59,9 @@ class ServerSection(Section):
     token_file: Path | None = Field(
         default=None, description="file with the token of servers that were started by hand"
     )
-    image_root: Path | None = Field(default=None, description="folder servers read images from; null = images are sent")
+    image_root: Path | None = Field(
+        default=None, description="folder that servers may read images from; the learner sends its own"
+    )
     servers: tuple[ServerAddress, ...] = Field(
         default=(), description="running servers; empty = the supervisor starts them"
     )
@@ -70,7 +74,7 @@ class VllmSection(Section):
     max_model_len: int | None = Field(
         default=None, ge=1, description="longest prompt + answer; null = global_max_length"
     )
-    enable_lora: bool = Field(default=False, description="let the engine hold adapters")
+    enable_lora: bool = Field(default=False, description="must be false: adapters reach servers merged")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of GPU memory the engine takes")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of one server")
     enforce_eager: bool = Field(default=False, description="no CUDA graphs")

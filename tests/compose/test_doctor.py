@@ -110,8 +110,8 @@ def test_a_launch_stops_at_a_failure_and_goes_on_with_warnings(config_file: Path
     def check(*overrides: str) -> None:
         check_launch(plan_launch(Launch(config_file, overrides, server_port=0), Work()), console)
 
-    check("custom.extra.rollout_matching.vllm.enable_lora=true")
-    assert "warn custom.extra.rollout_matching.vllm.enable_lora" in console.file.getvalue()
+    check("custom.extra.rollout_matching.vllm.sync.mode=adapter")
+    assert "warn custom.extra.rollout_matching.vllm.sync.mode" in console.file.getvalue()
     with pytest.raises(ConfigError, match=r"model: model.model: .* holds no \*.safetensors"):
         check(f"model.model={tmp_path}")
 

@@ -1,6 +1,7 @@
 """Each part is made as its section of the configuration says."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -8,16 +9,38 @@ import pytest
 
 from learner.data.jsonl import Reading, RecordSource
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.losses.terms import LossWeights
+from learner.model.load import load_model, load_tokenizer
+from learner.objectives.expectation import Expectation
+from learner.objectives.rollout_matching import RolloutMatching
 from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
-from learner.parts import matching_for, packer_for, planner_for, pool_for, sampling_for, sync_mode_for, teacher_for
+from learner.parts import (
+    matching_for,
+    objectives_for,
+    packer_for,
+    planner_for,
+    pool_for,
+    sampling_for,
+    sync_mode_for,
+    teacher_for,
+)
 from learner.plan.schedule import Channel
 from learner.rollouts.remote import RolloutServer
 from shared.config.models import Config
 from shared.wire import PolicyVersion, RepeatTerminate
 
 ConfigOf = Callable[..., Config]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Stands for a target, of which packing sees nothing but the length."""
+
+    number: int
+    num_tokens: int
+
+
 MICRO = "custom.extra.stage2_ab.channel_b.mode=micro"
 STAGE1 = "custom.trainer_variant=stage1_sft"
 ROLLOUT = "custom.extra.rollout_matching"
@@ -77,6 +100,36 @@ def test_targets_are_weighted_as_written(config_of: ConfigOf, vocabulary: Coordi
     teacher = teacher_for(config, vocabulary)
     assert {key: getattr(teacher.weights, key) for key in keys} == keys
     assert teacher.capacity == config.global_max_length
+
+
+def test_every_loss_key_reaches_the_objectives(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
+    terms = ("bbox_l1", "bbox_giou", "coord_gate", "coord_soft_ce", "coord_w1")
+    weights = {name: 0.25 * place for place, name in enumerate(terms, 1)}
+    stage2 = {f"{name}_weight": value for name, value in weights.items()}
+    stage2 |= {"softctx_temperature": 0.5, "target_sigma": 3.0, "n_softctx_iter": 4}
+    config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in stage2.items()))
+    objectives = objectives_for(config, load_model(config.model.model, dtype="float32", device="cpu"), vocabulary)
+    expected = LossWeights(**weights, temperature=0.5, target_sigma=3.0)
+    assert isinstance(objectives.expectation, Expectation)
+    assert isinstance(objectives.rollout_matching, RolloutMatching)
+    assert objectives.expectation.num_passes == 4
+    assert objectives.expectation.last_pass.weights == objectives.rollout_matching.last_pass.weights == expected
+
+
+def test_packs_are_filled_and_held_as_written(config_of: ConfigOf) -> None:
+    def taken(*overrides: str) -> list[int]:
+        """Fill in tokens of what may be learned after each of four targets of 100 tokens."""
+        packer = packer_for(config_of("global_max_length=512", *overrides))
+        fills = []
+        for number in range(4):
+            packer.add(Weighed(number, 100))
+            pack = packer.take()
+            fills.append(pack.num_tokens if pack else 0)
+        return fills
+
+    assert taken("training.packing_min_fill_ratio=0.7") == [0, 0, 0, 400]
+    assert taken("training.packing_min_fill_ratio=0.3") == [0, 200, 0, 200]
+    assert taken("training.packing_min_fill_ratio=0.7", "training.packing_buffer=1") == [0, 200, 0, 200]
 
 
 @pytest.mark.parametrize(

@@ -265,9 +265,7 @@ async def test_the_next_pack_is_laid_out_on_a_thread_while_one_is_learned(encode
         laid_out.append((names, threading.current_thread() is threading.main_thread()))
         return names
 
-    targets = ground_truth_targets(
-        step, encoder, teacher, StepReport.opened(step, no_account())
-    )
+    targets = ground_truth_targets(step, encoder, teacher, StepReport.opened(step, no_account()))
     async with packed(step, targets, NoPacking(CAPACITY), lay_out) as packs:
         first = await anext(packs)
         await until(lambda: len(laid_out) == 2)

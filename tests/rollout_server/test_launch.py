@@ -35,6 +35,30 @@ def test_settings_come_from_the_configuration_and_the_command_line_goes_first(co
     assert (settings.engine, settings.weights_root, settings.model) == ("scripted", Path("/w"), "m")
 
 
+def test_every_engine_key_reaches_the_settings(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, LONG)
+    vllm = {"gpu_memory_utilization": 0.4, "tensor_parallel_size": 2, "enforce_eager": True, "max_model_len": 200}
+    server = {"host": "0.0.0.0", "stall_timeout_s": 9.0, "image_root": "/images"}
+    config = load_config(
+        config_file,
+        [
+            *(f"custom.extra.rollout_matching.vllm.{key}={value}" for key, value in vllm.items()),
+            *(f"custom.extra.rollout_matching.vllm.server.{key}={value}" for key, value in server.items()),
+            "custom.extra.rollout_matching.rollout_backend=vllm",
+            "model.dtype=bfloat16",
+            "model.attn_impl=eager",
+            "template.min_pixels=4096",
+        ],
+    )
+    settings = settings_from(config, NO_OPTIONS)
+    assert (settings.engine, settings.dtype, settings.attn_impl, settings.min_pixels) == (
+        "vllm", "bfloat16", "eager", 4096,
+    )  # fmt: skip
+    assert (settings.gpu_memory_utilization, settings.tensor_parallel_size, settings.enforce_eager) == (0.4, 2, True)
+    assert settings.limits.max_model_len == 200
+    assert (settings.host, settings.stall_timeout_s, settings.image_root) == ("0.0.0.0", 9.0, Path("/images"))
+
+
 def test_two_runs_do_not_share_a_weights_root_unless_they_are_told_to(config_file: Path) -> None:
     key = "custom.extra.rollout_matching.vllm.sync.weights_root=/given"
     runs = [load_config(config_file, [f"training.output_dir=out{name}"]) for name in ("1", "1", "2")]

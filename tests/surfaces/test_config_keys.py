@@ -1,9 +1,18 @@
-"""The YAML keys are public: taking one away or changing a default breaks somebody's run."""
+"""The YAML keys are public: taking one away or changing a default breaks somebody's run.
+
+Each key does what it says, or is refused: `config_keys.yaml` names a test for every one of them.
+"""
+
+import ast
+from functools import cache
+from pathlib import Path
 
 import pytest
+import yaml
 
 from shared.config.keys import known_keys
 
+TESTS = Path(__file__).parents[1]
 AB, ROLLOUT = "custom.extra.stage2_ab", "custom.extra.rollout_matching"
 
 DEFAULTS = {
@@ -96,6 +105,34 @@ NAMED = {
     f"{ROLLOUT}.vllm.server": "infer_timeout_s token_file image_root servers servers[].base_url servers[].group_port",
     f"{ROLLOUT}.monitor_dump": "enabled every_steps max_events max_samples max_text_chars",
 }
+
+TABLE = yaml.safe_load((Path(__file__).parent / "config_keys.yaml").read_text())
+ROWS = [
+    (key.replace("AB.", f"{AB}.").replace("ROLLOUT.", f"{ROLLOUT}."), file, test)
+    for file, tests in TABLE.items()
+    for test, keys in tests.items()
+    for key in keys
+]
+
+
+@cache
+def names_in(file: str) -> set[str]:
+    """The names of the test functions of a file."""
+    tree = ast.parse((TESTS / file).read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in tree.body if isinstance(node, kinds) and node.name.startswith("test_")}
+
+
+def test_every_key_has_a_test_of_its_behaviour() -> None:
+    keys = {key.path for key in known_keys() if key.section is None}
+    held = {key for key, _, _ in ROWS}
+    assert sorted(keys - held) == [], "name a test of each in config_keys.yaml"
+    assert sorted(held - keys) == [], "there is no such key"
+
+
+@pytest.mark.parametrize(("key", "file", "test"), ROWS)
+def test_the_named_test_is_there(key: str, file: str, test: str) -> None:
+    assert test in names_in(file)
 
 
 @pytest.mark.parametrize(("path", "default"), DEFAULTS.items())

@@ -21,7 +21,6 @@ ADVICE = [
         f"{ROLLOUT}.vllm.sync.mode",
         "DoRA",
     ),
-    ([f"{ROLLOUT}.vllm.enable_lora=true"], f"{ROLLOUT}.vllm.enable_lora", "merged"),
     ([f"{AB}.schedule.pattern=[B]", *KNOBS], f"{AB}.schedule.pattern", "mix in A"),
 ]
 QUIET = [

@@ -164,6 +164,13 @@ RULES = [
         "training.metric_for_best_model",
         "try eval_rollout_f1",
     ),
+    ([f"{ROLLOUT}.decode_mode=beam"], f"{ROLLOUT}.decode_mode", "'greedy'"),
+    ([f"{ROLLOUT}.vllm.enable_lora=true"], f"{ROLLOUT}.vllm.enable_lora", "merged"),
+    (
+        [f"{ROLLOUT}.vllm.server.servers=[{{base_url: 'http://a:1', group_port: 9}}]"],
+        f"{ROLLOUT}.vllm.server.servers[0].group_port",
+        "got 9",
+    ),
     (["training.metric_for_best_model=eval_rollout_fp"], "training.metric_for_best_model", "no score"),
 ]
 
