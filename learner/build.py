@@ -38,7 +38,7 @@ from learner.reporting.metrics_server import MetricsServer
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.reporting.trackers import check_trackers, trackers_for
-from learner.rollouts.connect import server_clients
+from learner.rollouts.connect import introduced, server_clients
 from learner.rollouts.remote import RolloutServer
 from learner.run import Run
 from learner.start import start_of
@@ -98,7 +98,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server
         servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
-        infos = [await server.info() for server in servers]
+        infos = await introduced(servers, section.timeout_s)
         for server, info in zip(servers, infos, strict=True):
             check_server(info, server.name, loaded.folder)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]

@@ -31,13 +31,13 @@ class FoundServer:
     pid: int
     port: int
 
-    def num_running(self) -> float:
-        """Samples that it decodes at the moment; 0 while it does not answer."""
+    def num_open(self) -> float:
+        """Samples that it was asked for and has not answered; 0 while it does not answer at all."""
         try:
             text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False, timeout=2).text
         except httpx.TransportError:
             return 0
-        return float(re.findall(r"^boxloop_server_running (\S+)", text, re.MULTILINE)[0])
+        return float(re.findall(r"^boxloop_server_open_samples (\S+)", text, re.MULTILINE)[0])
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -59,7 +59,7 @@ def servers_of(run: Any) -> list[FoundServer]:
 def decoding(run: Any, server: int = 0) -> FoundServer | None:
     """The server of that number, while it decodes."""
     servers = servers_of(run)
-    return servers[server] if len(servers) > server and servers[server].num_running() else None
+    return servers[server] if len(servers) > server and servers[server].num_open() else None
 
 
 def differing(ours: Path, theirs: Path) -> list[str]:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 Opened = Callable[..., AbstractAsyncContextManager[Run]]
 B_ONLY = "custom.extra.stage2_ab.schedule.pattern=[B]"
 GUARD = "custom.extra.stage2_ab.guard"
+PATIENCE = "custom.extra.rollout_matching.vllm.server.timeout_s=2"
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ async def test_a_step_that_loses_every_answer_is_an_error(opened: Opened) -> Non
 
 async def test_a_server_that_is_lost_leaves_the_weights_of_the_last_whole_step(opened: Opened) -> None:
     dead = {f"train:{number}": "die" for number in range(1, 65)}
-    async with opened(B_ONLY, faults=dead) as run:
+    async with opened(B_ONLY, PATIENCE, faults=dead) as run:
         before = weights(run)
         with pytest.raises(ServerUnavailable, match="no rollout server is left"):
             await trained(run)

@@ -38,3 +38,9 @@ async def test_a_proxy_of_the_environment_is_not_asked(serving, scripted, monkey
     with serving(scripted()) as running:
         async with server_clients(section(running.url)) as (client,):
             assert (await RolloutServer(client, 5).info()).engine == "scripted"
+
+
+async def test_an_answer_that_is_no_rollout_is_waited_for_as_long_as_configured(serving, scripted) -> None:
+    with serving(scripted()) as running:
+        async with server_clients(section(running.url, timeout_s=7.5)) as (client,):
+            assert client.timeout.read == 7.5

@@ -1,4 +1,4 @@
-"""Servers of a pool that fail and come back while it decodes."""
+"""Servers that fail and come back, before a run's first word with them and while a pool decodes."""
 
 import logging
 import time
@@ -13,11 +13,12 @@ import httpx
 import pytest
 
 from learner.rollouts.balance import RolloutPool
+from learner.rollouts.connect import introduced
 from learner.rollouts.dispatch import Result
 from learner.rollouts.parcels import MAX_FAILURES
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest, RolloutServer
 from rollout_server.settings import limits_for
-from shared.errors import ServerUnavailable, WeightSyncFailed
+from shared.errors import ServerNeverReady, ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, RolloutBatch, Sampling, WeightCommit, WeightManifest
 
 RequestsOf = Callable[[int], list[RolloutRequest]]
@@ -59,6 +60,31 @@ async def all_of(
 def assert_each_once(results: list[Result], number: int) -> None:
     assert Counter(result.request.uid for result in results) == Counter(f"data:{n}" for n in range(1, number + 1))
     assert all(isinstance(result, Rollout) for result in results)
+
+
+async def test_a_starting_run_waits_for_a_server_that_cannot_be_reached_yet(serving, scripted, caplog) -> None:
+    with serving(scripted()) as running:
+        async with line_to(running) as (server, line):
+            line.pulled = True
+            async with anyio.create_task_group() as tasks:
+
+                async def repair() -> None:
+                    await anyio.sleep(0.3)
+                    line.pulled = False
+
+                tasks.start_soon(repair)
+                with anyio.fail_after(10), caplog.at_level(logging.WARNING):
+                    (info,) = await introduced([server], patience_s=5)
+    assert info.engine == "scripted"
+    assert caplog.text.count("asking it again") == 1
+
+
+async def test_a_run_without_its_server_does_not_start(serving, scripted) -> None:
+    with serving(scripted()) as running:
+        async with line_to(running) as (server, line):
+            line.pulled = True
+            with anyio.fail_after(10), pytest.raises(ServerNeverReady, match=r"(?s)pulled.*0\.6 s \(vllm\.server"):
+                await introduced([server], patience_s=0.6)
 
 
 async def test_what_a_dead_server_had_goes_to_the_other_while_that_still_decodes(
