@@ -40,11 +40,15 @@ def model_size(model: str) -> ModelSize | None:
 
 
 def _header(file: Path) -> Mapping[str, dict[str, list[int]]]:
-    """A safetensors header: its length in 8 bytes, then JSON."""
+    """A safetensors header: its length in 8 bytes, then JSON; the tensors that it lists fill the rest of the file."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        size, listed = file.stat().st_size - 8 - length, max(ends, default=0)
+        if size != listed:
+            raise ValueError(f"{size} bytes of tensors, its header lists {listed}")
     except (OSError, ValueError, struct.error) as error:
         raise ConfigError(f"model.model: {file} is no whole safetensors file ({error}); fetch it again") from error
     return header

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from learner.model.adapter_files import load_adapters
 from learner.model.adapters import Adapters, adapters_for, add_adapters, hold_base_in
@@ -67,8 +68,8 @@ def load_model(
 
     `dtype` is the compute type: float32, bfloat16, or auto = bfloat16 where the device multiplies it natively.
     `attn_impl` is transformers' name of an attention, or auto. Adapters begin with weights drawn from `seed`, or with
-    those of the folder `adapters`. Raises ConfigError for a model of another family, for modules named in `tuner` that
-    it does not have, and for a folder whose adapters are others.
+    those of the folder `adapters`. Raises ConfigError for a folder that cannot be loaded or holds a model of another
+    family, for modules named in `tuner` that it does not have, and for adapters that are others.
     """
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar
@@ -77,12 +78,15 @@ def load_model(
     folder = checkpoint_folder(name)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     compute_dtype = compute_dtype_for(target, dtype)
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen3_vl":
-        raise ConfigError(f"model.model: {name} is a {config.model_type} checkpoint; give a qwen3_vl one")
-    model = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl)
-    )
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type != "qwen3_vl":
+            raise ConfigError(f"model.model: {name} is a {config.model_type} checkpoint; give a qwen3_vl one")
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl)
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"model.model: {name} cannot be loaded: {error}") from error
     use_fast_kernels(model)
     trained = None
     if tuner.train_type == "lora":

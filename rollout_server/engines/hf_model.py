@@ -58,7 +58,7 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
             image_processor=Qwen2VLImageProcessorPil.from_pretrained(settings.model, **given),
             tokenizer=AutoTokenizer.from_pretrained(settings.model),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model.model {settings.model} cannot be loaded: {error}") from error
 
 

@@ -176,3 +176,8 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x09")
     with pytest.raises(ConfigError, match="no whole safetensors file"):
         model_size(str(tmp_path))
+    save_file({"a": np.zeros(100, np.float32)}, tmp_path / "model.safetensors")
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 1)
+    with pytest.raises(ConfigError, match=r"no whole safetensors file.*399 bytes of tensors, its header lists 400"):
+        model_size(str(tmp_path))

@@ -1,6 +1,7 @@
 """Runs that cannot start, and runs that are ended from outside."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -57,12 +58,23 @@ def test_a_missing_image_is_told_with_its_record_and_path(start, bare_config: Pa
     assert "Traceback" not in run.told
 
 
-def test_a_server_without_a_model_gives_3_and_its_reason(start, bare_config: Path, tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_told_before_anything_starts(start, bare_config: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     run = start("up", f"config={bare_config}", "server_port=0", f"model.model={tmp_path / 'empty'}")
+    assert run.end(20) == 2, run.told
+    assert f"model.model: {tmp_path / 'empty'} holds no *.safetensors" in run.told
+    assert not run.folder.exists()
+
+
+def test_a_server_that_cannot_load_its_model_gives_3_and_its_reason(
+    start, bare_config: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text().replace('"qwen3_vl"', '"qwen2_vl"'))
+    run = start("up", f"config={bare_config}", "server_port=0", f"model.model={other}")
     assert run.end(60) == 3, run.told
     assert "server-0.log" in run.told
-    assert f"model.model {tmp_path / 'empty'}" in run.told.replace("\n", "")
+    assert f"model.model {other} is a qwen2_vl; the hf engine decodes qwen3_vl" in run.told.replace("\n", "")
     assert not (run.folder / "learner.log").exists()
     assert run.pids() == []
 

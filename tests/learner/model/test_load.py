@@ -1,5 +1,6 @@
 """Loading: what the names in the configuration mean on a device."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ def test_masters_are_float32_whatever_is_computed_in(tiny_folder: Path) -> None:
 def test_a_name_that_is_no_checkpoint_is_an_error_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"model.model: 'no/such/model' is no folder"):
         load_model("no/such/model", device="cpu")
+
+
+def test_weights_that_are_cut_off_are_an_error_with_the_key(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "cut")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ConfigError, match=f"model.model: {folder} cannot be loaded"):
+        load_model(str(folder), device="cpu")
 
 
 def test_an_unknown_dtype_is_an_error_with_the_choices() -> None:
