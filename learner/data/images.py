@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from learner.data.sample import EncodedImage
+from learner.detection.image_size import UNREADABLE_IMAGE
 from learner.detection.record import Record
 from shared.errors import ConfigError, DataError
 
@@ -119,7 +120,7 @@ def _opened(path: Path, record_id: str) -> tuple[Image.Image, bytes | None]:
                 raise DataError(f"{record_id}: {path} of {opened.size} px has more than {LARGEST_FILE_PX} pixels")
             as_it_is = opened.format == "PNG" and opened.mode == "RGB" and not opened.getexif()
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE_IMAGE as error:
         raise DataError(f"{record_id}: {path} cannot be read: {error}") from error
     return image, file if as_it_is else None
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import orjson
 
 from learner.detection.geometry import bins_of_px, bounding_box, widened
+from learner.detection.image_size import UNREADABLE_IMAGE, image_size
 from learner.detection.vocabulary import NUM_BINS
 from shared.errors import DataError
 
@@ -25,7 +26,6 @@ TOLERANCE_PX = 1.0
 """Values this far outside the image are clamped, others are errors."""
 _COORDINATE = re.compile(r"<\|coord_(0|[1-9][0-9]{0,2})\|>")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -220,21 +220,18 @@ def _image(raw: dict[str, Any], folder: Path) -> Path:
     images = raw.get("images")
     if not (isinstance(images, list) and len(images) == 1 and isinstance(images[0], str) and images[0]):
         raise _Broken(f"images must be a list of exactly one path, got {_shown(images)}")
+    if "\0" in images[0]:
+        raise _Broken(f"images: no path holds a zero byte, got {_shown(images[0])}")
     return (folder / images[0]).resolve()
 
 
 def _check_image(image: Path, width: int, height: int) -> None:
     """Compare a record's size with the image's own, as it is seen (EXIF orientation applied)."""
-    from PIL import Image
-
     try:
-        with Image.open(image) as opened:
-            size = opened.size
-            if opened.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-                size = size[::-1]
+        size = image_size(image)
     except FileNotFoundError:
         raise _Broken(f"missing image file {image}") from None
-    except OSError as error:
+    except UNREADABLE_IMAGE as error:
         raise _Broken(f"unreadable image {image}: {error}") from None
     if size != (width, height):
         raise _Broken(f"image {image} is {size[0]}x{size[1]} px, but the record says {width}x{height}")

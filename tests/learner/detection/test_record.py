@@ -2,6 +2,8 @@
 
 import json
 import logging
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,7 @@ def test_norm1000_takes_whole_bins_only(folder: Path, values: list[float]) -> No
         (record(images=[]), "exactly one path"),
         (record(images=["a.png", "a.png"]), "exactly one path"),
         (record(images=["b.png"]), "missing image file .*b.png"),
+        (record(images=["a\0.png"]), r"no path holds a zero byte, got 'a\\x00.png'"),
         (record(images=["train.jsonl"]), "unreadable image"),
         (record(width=400, height=200), "is 200x400 px, but the record says 400x200"),
         (record(objects=None), "objects must be a list"),
@@ -155,6 +158,35 @@ def test_a_bad_record_is_refused_by_line(folder: Path, line: Any, reason: str) -
     with pytest.raises(RecordError, match=reason) as caught:
         list(read_records(write(folder, record(CAT), line)))
     assert (caught.value.line, caught.value.object_index) == (2, None)
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file without pixels: its header and `chunks` of (type, data)."""
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in (header, *chunks, (b"IDAT", b""))
+    )
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        png(20_000, 20_000),
+        png(200, 400, (b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000)))),
+        png(200, 400, (b"eXIf", b"MM\0\0\0\0\0\x08")),
+        png(200, 400)[:30],
+    ],
+    ids=["too many pixels", "a text that inflates", "broken EXIF", "cut off"],
+)
+def test_an_image_that_cannot_be_read_safely_is_a_bad_record(folder: Path, file: bytes) -> None:
+    (folder / "b.png").write_bytes(file)
+    report = ReadReport()
+    path = write(folder, record(images=["b.png"]), record(CAT))
+    (kept,) = read_records(path, on_bad_record="skip", report=report)
+    assert kept.record_id == "train:2"
+    assert [error.line for error in report.skipped] == [1]
+    assert report.skipped[0].reason.startswith(f"unreadable image {folder / 'b.png'}: ")
 
 
 def test_bad_records_can_be_skipped_and_are_listed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
