@@ -23,6 +23,7 @@ class Conversion:
     images: int = 0
     objects: int = 0
     crowds: int = 0
+    without_box: int = 0
     without_extent: int = 0
     clipped: int = 0
     boxes_for_polygons: int = 0
@@ -34,8 +35,9 @@ def convert(
     """Yield one record an image, in the order of the file, objects in the order of their annotations.
 
     `images` is the folder of the image files; their paths are written relative to `out_folder`. Crowd annotations and
-    those without extent inside the image are left out. With "poly", an object of one polygon keeps it; one in several
-    parts or given as a run-length mask gets its box. Raises DataError when a key or an id that is needed is missing.
+    those without a box or without extent inside the image are left out. With "poly", an object of one whole polygon
+    keeps it; one in several parts or given as a run-length mask gets its box. Raises DataError when what is needed is
+    missing or of another type, with the annotation's id where it is an annotation's.
     """
     try:
         names = {category["id"]: desc_of(category["name"]) for category in annotations["categories"]}
@@ -43,21 +45,22 @@ def convert(
         for annotation in annotations["annotations"]:
             of_image[annotation["image_id"]].append(annotation)
         for image in annotations["images"]:
+            size = image["width"], image["height"]
             objects = [
-                {"desc": names[annotation["category_id"]], **shape}
+                item
                 for annotation in of_image[image["id"]]
-                if (shape := _geometry(annotation, image, geometry, conversion)) is not None
+                if (item := _object(annotation, names, size, geometry, conversion)) is not None
             ]
             conversion.images += 1
             conversion.objects += len(objects)
             yield {
                 "images": [os.path.relpath(images / file_name(image), out_folder)],
-                "width": image["width"],
-                "height": image["height"],
+                "width": size[0],
+                "height": size[1],
                 "objects": objects,
                 "metadata": {"image_id": image["id"]},
             }
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"this is no COCO or LVIS annotation file: {error!r} is missing or of another type") from None
 
 
@@ -83,33 +86,54 @@ def file_name(image: dict[str, Any]) -> str:
     return str(name) if name else "/".join(image["coco_url"].split("/")[-2:])
 
 
+def _object(
+    annotation: dict[str, Any],
+    names: dict[int, str],
+    size: tuple[int, int],
+    geometry: Geometry,
+    conversion: Conversion,
+) -> dict[str, Any] | None:
+    """An annotation as an object of an image of `size` px, or None when it is left out."""
+    try:
+        shape = _geometry(annotation, size, geometry, conversion)
+        return None if shape is None else {"desc": names[annotation["category_id"]], **shape}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"annotation {annotation.get('id')} of image {annotation['image_id']}: {error!r}; it needs a known "
+            f"category_id and a bbox [x, y, width, height], got {annotation.get('category_id')} and "
+            f"{annotation.get('bbox')}"
+        ) from None
+
+
 def _geometry(
-    annotation: dict[str, Any], image: dict[str, Any], geometry: Geometry, conversion: Conversion
+    annotation: dict[str, Any], size: tuple[int, int], geometry: Geometry, conversion: Conversion
 ) -> dict[str, list[float]] | None:
     """The annotation's shape in px, clipped to the image, or None when it is left out."""
     if annotation.get("iscrowd"):
         conversion.crowds += 1
         return None
+    if not annotation.get("bbox"):
+        conversion.without_box += 1
+        return None
     x, y, width, height = annotation["bbox"]
     corners = [x, y, x + width, y + height]
-    box = _clipped(corners, image)
+    box = _clipped(corners, size)
     if box[2] <= box[0] or box[3] <= box[1]:
         conversion.without_extent += 1
         return None
     conversion.clipped += box != corners
     if geometry == "bbox_2d":
         return {"bbox_2d": box}
-    parts = annotation.get("segmentation")
-    if isinstance(parts, list) and len(parts) == 1 and len(parts[0]) >= 6:
-        return {"poly": _clipped(parts[0], image)}
+    match annotation.get("segmentation"):
+        case [[*polygon]] if len(polygon) >= 6 and len(polygon) % 2 == 0:
+            return {"poly": _clipped(polygon, size)}
     conversion.boxes_for_polygons += 1
     return {"bbox_2d": box}
 
 
-def _clipped(values: Sequence[float], image: dict[str, Any]) -> list[float]:
-    """x, y, x, y, … moved into the image, to a hundredth of a pixel."""
-    sizes = (image["width"], image["height"])
-    return [round(min(max(value, 0), sizes[place % 2]), 2) for place, value in enumerate(values)]
+def _clipped(values: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """x, y, x, y, … moved into an image of `size` px, to a hundredth of a pixel."""
+    return [round(min(max(value, 0), size[place % 2]), 2) for place, value in enumerate(values)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(
         f"{options.out}: {conversion.images} records, {conversion.objects} objects; left out {conversion.crowds} "
-        f"crowds and {conversion.without_extent} without extent; clipped {conversion.clipped}; "
-        f"{conversion.boxes_for_polygons} boxes for want of a single polygon"
+        f"crowds, {conversion.without_box} without a box and {conversion.without_extent} without extent; clipped "
+        f"{conversion.clipped}; {conversion.boxes_for_polygons} boxes for want of a single whole polygon"
     )
     return 0
 

@@ -56,7 +56,7 @@ def test_boxes_are_written_by_image_without_crowds_and_empty_ones(
     ]
     assert [record.metadata for record in records] == [{"image_id": 1}, {"image_id": 2}, {"image_id": 3}]
     shown = capsys.readouterr().out
-    assert "3 records, 3 objects; left out 1 crowds and 2 without extent; clipped 1;" in shown
+    assert "3 records, 3 objects; left out 1 crowds, 0 without a box and 2 without extent; clipped 1;" in shown
 
 
 def test_images_are_named_relative_to_the_file(source: Path) -> None:
@@ -68,6 +68,53 @@ def test_single_polygons_are_kept_and_others_become_boxes(source: Path) -> None:
     first, second, _ = read_records(convert(source, "--geometry", "poly"))
     assert [(item.kind, len(item.bins)) for item in first.objects] == [("poly", 6), ("bbox_2d", 4)]
     assert as_boxes(second).objects[0].bins == (0, 0, 100, 400)
+
+
+def write(source: Path, *annotations: dict[str, Any]) -> None:
+    """Put annotations of image 1, numbered from 71, in the place of the others."""
+    numbered = [{"id": 71 + place, "image_id": 1, **each} for place, each in enumerate(annotations)]
+    source.write_text(json.dumps({**ANNOTATIONS, "annotations": numbered}))
+
+
+def test_annotations_without_a_box_are_left_out_and_counted(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = ({"bbox": []}, {"bbox": None}, {}, {"bbox": [], "segmentation": []})
+    write(source, *({"category_id": 9, **each} for each in empty), {"category_id": 9, "bbox": [1, 2, 30, 40]})
+    first, *_ = read_records(convert(source))
+    assert [item.bins for item in first.objects] == [(10, 40, 310, 839)]
+    assert "left out 0 crowds, 4 without a box and 0 without extent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4]], [[]], [None], [], None, {"counts": "abc", "size": [50, 100]}],
+)
+def test_what_is_no_whole_polygon_becomes_a_box(
+    source: Path, segmentation: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(source, {"category_id": 9, "bbox": [1, 2, 30, 40], "segmentation": segmentation})
+    first, *_ = read_records(convert(source, "--geometry", "poly"))
+    assert [(item.kind, item.bins) for item in first.objects] == [("bbox_2d", (10, 40, 310, 839))]
+    assert "1 boxes for want of a single whole polygon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"category_id": 9, "bbox": [1, 2, 3]},
+        {"category_id": 9, "bbox": [1, 2, None, 4]},
+        {"category_id": 9, "bbox": 7},
+        {"category_id": 4, "bbox": [1, 2, 3, 4]},
+        {"bbox": [1, 2, 3, 4]},
+        {"category_id": 9, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 3, 4, 5, "6"]]},
+    ],
+)
+def test_a_broken_annotation_is_named(source: Path, broken: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    write(source, {"category_id": 9, "bbox": [1, 2, 30, 40]}, broken)
+    out = source.parent / "x.jsonl"
+    arguments = [str(source), "--images", str(source.parent), "--out", str(out), "--geometry", "poly"]
+    assert main(arguments) == 2
+    assert f"{source}: annotation 72 of image 1: " in capsys.readouterr().err
+    assert not list(source.parent.glob("x.jsonl*"))
 
 
 def test_a_file_that_is_no_annotation_file_leaves_nothing_behind(
