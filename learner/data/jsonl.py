@@ -82,6 +82,8 @@ class RecordSource:
             check_images=reading.check_images,
             report=report,
         )
+        if reading.polygons == "as_bbox":
+            records = (as_boxes(record, report) for record in records)
         usable = (line_number(record) for record in records if _has_usable_kinds(record, path, reading, report))
         try:
             source = cls(path, _lines_at(path, list(islice(usable, limit))), reading, seed)

@@ -145,15 +145,10 @@ def read_record(
         raise RecordError(path, number, broken.object_index, broken.reason) from None
 
 
-def as_boxes(record: Record) -> Record:
-    """The record with every polygon replaced by its bounding box (widened where it has no extent)."""
-    return replace(
-        record,
-        objects=tuple(
-            item if item.kind == "bbox_2d" else replace(item, kind="bbox_2d", bins=widened(bounding_box(item.bins)))
-            for item in record.objects
-        ),
-    )
+def as_boxes(record: Record, report: ReadReport | None = None) -> Record:
+    """The record with every polygon replaced by its bounding box; one without extent is widened, and counted."""
+    report = ReadReport() if report is None else report
+    return replace(record, objects=tuple(_as_box(item, report) for item in record.objects))
 
 
 def ordered(
@@ -336,6 +331,15 @@ class _Reader:
             return bins
         self.report.widened += 1
         return widened(bins)
+
+
+def _as_box(item: GroundTruthObject, report: ReadReport) -> GroundTruthObject:
+    if item.kind == "bbox_2d":
+        return item
+    around = bounding_box(item.bins)
+    box = widened(around)
+    report.widened += box != around
+    return replace(item, kind="bbox_2d", bins=box)
 
 
 @lru_cache(maxsize=8)

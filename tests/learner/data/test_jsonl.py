@@ -84,6 +84,16 @@ def test_a_polygon_is_refused_boxed_or_kept(tmp_path: Path) -> None:
     assert {item.kind for item in opened(path, polygons="keep").record_at(0).objects} == {"bbox_2d", "poly"}
 
 
+def test_a_polygon_without_extent_is_counted_where_its_box_is_widened(tmp_path: Path) -> None:
+    line, sliver = {"desc": "line", "poly": [1, 1, 9, 1, 5, 1]}, {"desc": "sliver", "bbox_2d": [2, 3, 2.01, 30]}
+    path = written(tmp_path, [[BOX, POLY], [line, sliver], [line]])
+    for polygons, limit, num_widened in (("as_bbox", None, 3), ("as_bbox", 2, 2), ("keep", None, 1)):
+        source, report = RecordSource.opened(path, Reading(polygons=polygons), seed=None, limit=limit)
+        source.in_file_order()
+        assert report.widened == num_widened
+    assert opened(path, seed=None, polygons="as_bbox").record_at(2).objects[0].bins == (25, 25, 225, 26)
+
+
 def test_objects_are_sorted_or_shuffled_anew_each_epoch(tmp_path: Path) -> None:
     tops = {"f": 30, "b": 10, "d": 20, "a": 5, "c": 15, "e": 25}
     objects = [{"desc": desc, "bbox_2d": [1, top, 9, top + 5]} for desc, top in tops.items()]
