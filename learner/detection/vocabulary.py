@@ -126,7 +126,7 @@ class CoordinateVocabulary:
 
     @cached_property
     def _pieces(self) -> _Pieces:
-        pieces = _pieces_of(self.tokenizer)
+        pieces = _pieces_of(self.tokenizer, self.tokenizer.get_vocab(with_added_tokens=False).items())
         pieces.update((token_id, chr(COORDINATE_MARK + bin)) for token_id, bin in self._bins.items())
         pieces.update((token_id, STOP) for token_id in self.stop_ids)
         return pieces
@@ -151,9 +151,12 @@ class CoordinateVocabulary:
             self.id_of(NUM_BINS - 1),
             *self.encode(_PROBE_TAIL),
         ]
-        if self.decode_pieces(ids) != text.encode() or ids != in_stretches:
+        # Only these ids' pieces: the table of a whole vocabulary waits until something is parsed.
+        pieces = _pieces_of(self.tokenizer, ((self.tokenizer.id_to_token(token_id), token_id) for token_id in ids))
+        read_back = "".join(map(pieces.__getitem__, ids)).encode("latin-1")
+        if read_back != text.encode() or ids != in_stretches:
             raise DataError(
-                f"the tokenizer turns {text!r} into {self.decode_pieces(ids)!r}; answers need a byte-level tokenizer "
+                f"the tokenizer turns {text!r} into {read_back!r}; answers need a byte-level tokenizer "
                 "with <|coord_0|> … <|coord_999|> as added special tokens that strip no white space"
             )
 
@@ -171,17 +174,16 @@ def _ids_of(backend: Any, texts: Sequence[str]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _pieces_of(backend: Any) -> _Pieces:
-    """Bytes of every token, as characters below U+0100."""
+def _pieces_of(backend: Any, ordinary: Iterable[tuple[str, int]]) -> _Pieces:
+    """Bytes of tokens, as characters below U+0100: of the `ordinary` ones given, and of all that were added."""
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
-    added = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
-    ordinary = backend.get_vocab(with_added_tokens=False)
     if '"ByteLevel"' in json.dumps(decoder):
         table = _byte_level_table()
-        pieces = _Pieces((token_id, token.translate(table)) for token, token_id in ordinary.items())
+        pieces = _Pieces((token_id, token.translate(table)) for token, token_id in ordinary)
     else:
-        pieces = _Pieces((token_id, _sentencepiece_bytes(token)) for token, token_id in ordinary.items())
-    pieces.update((token_id, content.encode().decode("latin-1")) for token_id, content in added.items())
+        pieces = _Pieces((token_id, _sentencepiece_bytes(token)) for token, token_id in ordinary)
+    added = backend.get_added_tokens_decoder().items()
+    pieces.update((token_id, token.content.encode().decode("latin-1")) for token_id, token in added)
     return pieces
 
 

@@ -1,6 +1,7 @@
 """What the pure floor learns from a tokenizer, and which tokenizers it refuses."""
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -97,10 +98,20 @@ def test_sentencepiece_tokens_with_byte_fallback_are_read() -> None:
     assert vocabulary.decode_pieces(vocabulary.encode(text)) == text.encode()
 
 
-def test_a_large_vocabulary_is_read_in_well_under_a_second(large_tokenizer: PreTrainedTokenizerFast) -> None:
-    started = time.process_time()
-    vocabulary = CoordinateVocabulary.from_tokenizer(large_tokenizer)
+def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: PreTrainedTokenizerFast) -> None:
+    totals = []
     text = answer_text([]) + "<|im_end|>"
-    assert vocabulary.decode_pieces(vocabulary.encode(text)) == text.encode()
-    assert time.process_time() - started < 1.0
+    ids = large_tokenizer.encode(text, add_special_tokens=False)
+    for _ in range(2):
+        times = [time.process_time()]
+        vocabulary = CoordinateVocabulary.from_tokenizer(large_tokenizer)
+        times.append(time.process_time())
+        for _ in range(2):
+            assert vocabulary.decode_pieces(ids) == text.encode()
+            times.append(time.process_time())
+        to_make, first, second = (end - start for start, end in pairwise(times))
+        assert to_make < first / 4
+        assert second < first / 10
+        totals.append(to_make + first)
+    assert min(totals) < 0.5
     assert large_tokenizer.vocab_size > 150_000 - 2000
