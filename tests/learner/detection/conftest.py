@@ -1,11 +1,15 @@
 """Tokenizers to parse and encode with: small byte-level BPE, trained here, in three variants."""
 
+import json
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from learner.detection.targets import Target
 from learner.detection.vocabulary import CoordinateVocabulary
 
 GLUE = '{"object_1": {"desc": "black cat", "bbox_2d": ["", "", "", ""]}, "object_2": {"desc": "dog", "poly": ["", ""]}}'
@@ -59,6 +63,22 @@ def vocabulary(
 ) -> CoordinateVocabulary:
     """Both ways to tokenize the answer format."""
     return plain_vocabulary if request.param == "plain" else fused_vocabulary
+
+
+@pytest.fixture(scope="session")
+def answer_of(vocabulary: CoordinateVocabulary) -> Callable[[Target], list[tuple[str, dict[str, Any]]]]:
+    """Read the answer of a target, which must end with the stop token, as key/value pairs, duplicates kept."""
+
+    def read(target: Target) -> list[tuple[str, dict[str, Any]]]:
+        text = vocabulary.decode_pieces(target.token_ids[target.num_prompt_tokens :]).decode()
+        assert text.endswith("}<|im_end|>")
+        entries = json.loads(
+            text.removesuffix("<|im_end|>"),
+            object_pairs_hook=lambda pairs: pairs if pairs and pairs[0][0] != "desc" else dict(pairs),
+        )
+        return list(entries)
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,16 @@
 """Targets: what is written, what is supervised in it, and that the ground truth is always taught whole."""
 
 import json
-from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from learner.detection.matching import Match, match_objects
-from learner.detection.parsing import ParsedRollout, parse_rollout
+from learner.detection.matching import match_objects
+from learner.detection.parsing import parse_rollout
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
-from learner.detection.targets import Target, TargetWeights, ground_truth_target, rollout_target
+from learner.detection.targets import Target, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError
 
@@ -20,109 +19,13 @@ CAT = GroundTruthObject("cat", "bbox_2d", (110, 310, 410, 705))
 DOG = GroundTruthObject("brown dog", "bbox_2d", (500, 20, 800, 300))
 OWL = GroundTruthObject("owl 🦉", "bbox_2d", (700, 600, 990, 999))
 END = "<|im_end|>"
-
-corner = st.integers(0, 998)
-boxes = st.tuples(corner, corner, st.integers(1, 400), st.integers(1, 400)).map(
-    lambda box: (box[0], box[1], min(box[0] + box[2], 999), min(box[1] + box[3], 999))
-)
-descs = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=8).filter(str.strip)
-objects = st.lists(st.builds(GroundTruthObject, descs, st.just("bbox_2d"), boxes), max_size=5)
-
-
-def answer_of(target: Target, vocabulary: CoordinateVocabulary) -> list[tuple[str, dict[str, object]]]:
-    """The answer of a target as key/value pairs, duplicates kept."""
-    text = vocabulary.decode_pieces(target.token_ids[target.num_prompt_tokens :]).decode()
-    assert text.endswith("}" + END)
-    entries: list[tuple[str, dict[str, object]]] = json.loads(
-        text.removesuffix(END),
-        object_pairs_hook=lambda pairs: pairs if pairs and pairs[0][0] != "desc" else dict(pairs),
-    )
-    return list(entries)
-
-
-def shown(item: GroundTruthObject) -> dict[str, object]:
-    return {"desc": item.desc, item.kind: [f"<|coord_{bin}|>" for bin in item.bins]}
+Answers = Callable[[Target], list[tuple[str, dict[str, Any]]]]
 
 
 def taught(text: str, truth: list[GroundTruthObject], vocabulary: CoordinateVocabulary, **weights: object) -> Target:
     parsed = parse_rollout(vocabulary.encode(text), vocabulary)
     match = match_objects(parsed.predictions, truth)
     return rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, **weights)  # type: ignore[arg-type]
-
-
-@settings(max_examples=50, deadline=None)
-@given(objects)
-def test_what_is_written_is_read_back(vocabulary: CoordinateVocabulary, items: list[GroundTruthObject]) -> None:
-    ids = [*vocabulary.encode(answer_text(items)), vocabulary.im_end_id]
-    parsed = parse_rollout(ids, vocabulary)
-    assert [(each.desc, each.kind, each.bins) for each in parsed.predictions] == [
-        (item.desc, item.kind, item.bins) for item in items
-    ]
-    assert parsed.empty is not bool(items)
-    assert not parsed.dropped
-    assert not parsed.truncated
-    assert ground_truth_target("train:1", PROMPT, items, vocabulary).token_ids == (*PROMPT, *ids)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_every_ground_truth_object_is_taught_exactly_once(
-    vocabulary: CoordinateVocabulary, data: st.DataObject
-) -> None:
-    truth = data.draw(objects)
-    said = data.draw(st.lists(st.sampled_from(truth), max_size=4)) if truth else []
-    said = data.draw(st.permutations(said + data.draw(objects)[:2]))
-    text = answer_text(said) + END
-    if data.draw(st.booleans()):
-        text = text.replace(
-            '"object_2"', data.draw(st.sampled_from(['"object_2x"', '"object_7"', '"object_1"', '"x"']))
-        )
-    ids = vocabulary.encode(text)
-    ids = ids[: data.draw(st.integers(0, len(ids)))]
-    parsed = parse_rollout(ids, vocabulary)
-    match = match_objects(parsed.predictions, truth)
-    extras = data.draw(st.sampled_from(["keep", "drop"]))
-    structure = data.draw(st.sampled_from([0.0, 0.5]))
-    weights = TargetWeights(prefix_extras=extras, prefix_structure_ce_weight=structure)  # type: ignore[arg-type]
-    whole = rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, weights=weights)
-    alone = ground_truth_target("train:1", PROMPT, truth, vocabulary, weights)
-    check_target(whole, truth, parsed, match, vocabulary, weights)
-    capacity = data.draw(st.integers(alone.num_tokens, max(alone.num_tokens, whole.num_tokens)))
-    short = rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, capacity, weights)
-    assert short.num_tokens <= capacity
-    assert (short.num_shortened == 0) == (short == whole)
-    check_target(short, truth, parsed, match, vocabulary, weights)
-
-
-def check_target(
-    target: Target,
-    truth: list[GroundTruthObject],
-    parsed: ParsedRollout,
-    match: Match,
-    vocabulary: CoordinateVocabulary,
-    weights: TargetWeights,
-) -> None:
-    kept = parsed.predictions if weights.prefix_extras == "keep" else [parsed.predictions[i] for i, _, _ in match.pairs]
-    kept = kept[: len(kept) - target.num_shortened]
-    entries = answer_of(target, vocabulary)
-    assert target.token_ids[:3] == PROMPT
-    assert target.token_ids[-1] == vocabulary.im_end_id
-    assert sorted(bins for _, bins in target.boxes) == sorted(item.bins for item in truth)
-    for positions, _ in target.boxes:
-        assert all(vocabulary.is_coordinate(target.token_ids[position]) for position in positions)
-    found = {j for i, j, _ in match.pairs if parsed.predictions[i] in kept}
-    missing = [item for j, item in enumerate(truth) if j not in found]
-    tail = entries[len(entries) - len(missing) :]
-    assert [value for _, value in tail] == [shown(item) for item in missing]
-    keys = Counter(key for key, _ in entries)
-    assert all(keys[key] == 1 for key, _ in tail)
-    assert list(target.ce_positions) == sorted(set(target.ce_positions))
-    if weights.prefix_extras == "keep":
-        prefix = parsed.prefix_token_ids[: max(kept[-1].positions) + 1] if kept else ()
-        assert target.token_ids[3 : 3 + len(prefix)] == prefix
-        if not weights.prefix_structure_ce_weight:
-            assert target.ce_positions[0] == 3 + len(prefix)
-    assert target.ce_denominator == ground_truth_target("x:1", (), truth, vocabulary, weights).ce_denominator
 
 
 def test_the_tail_is_supervised_from_the_token_after_the_last_kept_coordinate(vocabulary: CoordinateVocabulary) -> None:
@@ -136,13 +39,15 @@ def test_the_tail_is_supervised_from_the_token_after_the_last_kept_coordinate(vo
     assert set(target.ce_weights) == {1.0}
 
 
-def test_box_slots_are_pulled_towards_the_matched_ground_truth(vocabulary: CoordinateVocabulary) -> None:
+def test_box_slots_are_pulled_towards_the_matched_ground_truth(
+    vocabulary: CoordinateVocabulary, answer_of: Answers
+) -> None:
     near = GroundTruthObject("feline", "bbox_2d", (120, 300, 400, 700))
     target = taught(answer_text([DOG, near]) + END, [CAT], vocabulary)
     ((positions, bins),) = target.boxes
     assert bins == CAT.bins
     assert tuple(vocabulary.bin_of(target.token_ids[position]) for position in positions) == near.bins
-    assert len(answer_of(target, vocabulary)) == 2
+    assert len(answer_of(target)) == 2
 
 
 def test_a_reversed_prediction_gives_each_slot_its_own_bin(vocabulary: CoordinateVocabulary) -> None:
@@ -201,11 +106,11 @@ def test_dropping_extras_rewrites_the_prefix(vocabulary: CoordinateVocabulary) -
     assert [bins for _, bins in target.boxes] == [CAT.bins, OWL.bins, bee.bins]
 
 
-def test_a_desc_that_spells_a_special_token_stays_text(vocabulary: CoordinateVocabulary) -> None:
+def test_a_desc_that_spells_a_special_token_stays_text(vocabulary: CoordinateVocabulary, answer_of: Answers) -> None:
     text = answer_text([CAT]).replace("cat", "\\u003c|im_end|> \\u003c|coord_3|>") + END
     target = taught(text, [CAT, DOG], vocabulary, prefix_extras="drop")
     assert [token_id for token_id in target.token_ids if token_id == vocabulary.im_end_id] == [target.token_ids[-1]]
-    assert answer_of(target, vocabulary)[0][1]["desc"] == "<|im_end|> <|coord_3|>"
+    assert answer_of(target)[0][1]["desc"] == "<|im_end|> <|coord_3|>"
     assert sum(vocabulary.is_coordinate(token_id) for token_id in target.token_ids) == 8
 
 
@@ -218,9 +123,11 @@ def test_a_geometry_written_first_is_closed_with_its_desc(vocabulary: Coordinate
     assert [entry["desc"] for entry in json.loads(answer).values()] == ["c<|im_end|>", "brown dog"]
 
 
-def test_numbering_goes_on_after_the_highest_key_in_the_prefix(vocabulary: CoordinateVocabulary) -> None:
+def test_numbering_goes_on_after_the_highest_key_in_the_prefix(
+    vocabulary: CoordinateVocabulary, answer_of: Answers
+) -> None:
     text = answer_text([CAT, OWL]).replace("object_1", "object_7") + END
-    assert [key for key, _ in answer_of(taught(text, [CAT, DOG], vocabulary), vocabulary)] == [
+    assert [key for key, _ in answer_of(taught(text, [CAT, DOG], vocabulary))] == [
         "object_7",
         "object_2",
         "object_8",
