@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from learner.accounting import LearnerActivity, RunAccount
-from learner.checkpoint import Checkpoints
+from learner.checkpoint import Checkpoints, set_aside_later
 from learner.checks import check_best_metric, check_server, check_servers_are_named, without_long_records
 from learner.compute import ComputeLane
 from learner.data.images import ImageReader
@@ -75,10 +75,12 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     if training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = StepOptimizer(loaded.model, training, progress.num_steps)
-    checkpoints = Checkpoints(loaded, optimizer, training, config.digest)
+    guard = Guard(config.stage2.guard)
+    checkpoints = Checkpoints(loaded, optimizer, guard, training, config.digest)
     if start.resumed is not None:
         state = checkpoints.restore(start.resumed)
         progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
+    set_aside_later(folder, progress.step, in_use=Path(config.model.model))
     teacher, sampling = teacher_for(config, vocabulary), sampling_for(config.rollout, vocabulary)
     async with AsyncExitStack() as stack:
         learner_account = TimeAccount(LearnerActivity)
@@ -135,7 +137,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             checkpoints=checkpoints,
             sinks=sinks,
             monitor=Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary),
-            guard=Guard(config.stage2.guard),
+            guard=guard,
         )
 
 

@@ -3,14 +3,17 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.guard import BandSums, Guard
 from learner.model.adapter_files import save_adapters
 from learner.model.load import LoadedModel
 from learner.optim import StepOptimizer
@@ -31,7 +34,7 @@ class TrainerState:
     """`trainer_state.json`. `files` maps the other files to their sizes in bytes, so that a broken folder shows.
 
     The learning-rate schedule is not stored: it is a function of the step. `base_dtype` is the type of the weights that
-    training began with, before it made float32 masters of them.
+    training began with, before it made float32 masters of them. `guard` is the window that the guard looks at.
     """
 
     global_step: int
@@ -42,6 +45,7 @@ class TrainerState:
     config_digest: str
     base_dtype: str
     files: dict[str, int]
+    guard: Sequence[BandSums] = ()
 
 
 class Checkpoints:
@@ -51,12 +55,20 @@ class Checkpoints:
     """
 
     def __init__(
-        self, loaded: LoadedModel, optimizer: StepOptimizer, training: TrainingSection, config_digest: str
+        self,
+        loaded: LoadedModel,
+        optimizer: StepOptimizer,
+        guard: Guard,
+        training: TrainingSection,
+        config_digest: str,
     ) -> None:
         self._loaded = loaded
         self._optimizer = optimizer
+        self._guard = guard
         self._training = training
         self._digest = config_digest
+        self._companions = loaded.folder
+        self._base_dtype = base_dtype(loaded.folder)
         self._saved_epoch = 0
         self._best: tuple[int, float] | None = None
 
@@ -91,16 +103,17 @@ class Checkpoints:
         own = {} if self._training.save_only_model else training_tensors(self._optimizer, self._loaded.model)
         with whole_folder(final, self._num_bytes(own)) as folder:
             self._save_weights(folder)
-            copy_companions(self._loaded.folder, folder)
+            copy_companions(self._companions, folder)
             if own:
                 save_file(own, folder / TENSORS_FILE)
             (folder / STATE_FILE).write_text(json.dumps(asdict(self._state(progress, folder)), indent=2) + "\n")
         self._saved_epoch = int(progress.epoch)
-        self._prune()
+        self._companions = final  # what a resumed run was loaded from may be thrown away
+        self._prune(final)
         return final
 
     def restore(self, folder: Path) -> TrainerState:
-        """Take all but the weights from a checkpoint: optimizer, schedule, random numbers, best score.
+        """Take all but the weights from a checkpoint: optimizer, schedule, random numbers, best score, guard.
 
         Raises DataError when it was saved with `save_only_model`.
         """
@@ -111,6 +124,7 @@ class Checkpoints:
             )
         _restore_tensors(load_file(folder / TENSORS_FILE), self._optimizer, self._loaded.model)
         self._optimizer.go_on_from(state.global_step)
+        self._guard.go_on_from(state.guard)
         if state.config_digest != self._digest:
             LOG.warning("%s was written under another configuration; the current one goes on", folder)
         self._saved_epoch = int(state.epoch)
@@ -138,16 +152,20 @@ class Checkpoints:
             best_global_step=best_step,
             best_metric=best_metric,
             config_digest=self._digest,
-            base_dtype=base_dtype(self._loaded.folder),
+            base_dtype=self._base_dtype,
             files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+            guard=self._guard.recent,
         )
 
-    def _prune(self) -> None:
-        """Keep the newest `save_total_limit` with the best among them; the best and the newest stay in any case."""
+    def _prune(self, written: Path) -> None:
+        """Keep the newest `save_total_limit` with the best among them; the best and what was just written stay always.
+
+        Folders of later steps are not this run's, and none of its business.
+        """
         limit = self._training.save_total_limit
         if limit is None:
             return
-        older = checkpoints_in(self._training.output_dir)[:-1]
+        older = [each for each in checkpoints_in(written.parent) if step_of(each) < step_of(written)]
         best = f"checkpoint-{self._best[0]}" if self._best else ""
         older.sort(key=lambda folder: folder.name == best)  # stable: the best counts as the second newest
         for folder in older[: max(0, len(older) + 1 - limit)]:
@@ -167,10 +185,32 @@ def latest_checkpoint(root: Path) -> Path | None:
     return None
 
 
+def set_aside_later(root: Path, step: int, in_use: Path) -> None:
+    """Move checkpoints of later steps than `step` into `abandoned-K/`: a run goes on in `root` without them.
+
+    They belong to a history that was given up, and would pass for this run's newest. The one that the run starts from,
+    `in_use`, stays.
+    """
+    later = [each for each in checkpoints_in(root) if step_of(each) > step and each.resolve() != in_use.resolve()]
+    if not later:
+        return
+    aside = next(path for number in count(1) if not (path := root / f"abandoned-{number}").exists())
+    aside.mkdir()
+    for folder in later:
+        folder.rename(aside / folder.name)
+    names = ", ".join(folder.name for folder in later)
+    LOG.warning("the run goes on from step %d; moved to %s, remove what is not wanted: %s", step, aside, names)
+
+
 def checkpoints_in(root: Path) -> list[Path]:
     """A run's checkpoint folders, oldest first."""
     found = [path for path in root.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def read_state(folder: Path) -> TrainerState:
@@ -202,7 +242,8 @@ def copy_companions(source: Path, folder: Path) -> None:
     """Copy what belongs to a model besides its weights: tokenizer, processors, chat template, licence."""
     for path in source.iterdir():
         own = path.name in (STATE_FILE, TENSORS_FILE, *WRITTEN_WITH_THE_MODEL) or "safetensors" in path.name
-        if path.is_file() and not own and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
+        taken = own or (folder / path.name).exists()
+        if path.is_file() and not taken and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
             shutil.copyfile(path, folder / path.name)
 
 
@@ -219,15 +260,20 @@ def training_tensors(optimizer: StepOptimizer, model: Any) -> dict[str, torch.Te
 
 
 def _restore_tensors(tensors: dict[str, torch.Tensor], optimizer: StepOptimizer, model: Any) -> None:
-    parameters = dict(model.named_parameters())
+    """Undo `training_tensors`. Torch itself brings each tensor to where its optimizer wants it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    states: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for path, value in tensors.items():
-        kind, name, *key = path.split("/")
-        if kind == "rng":
-            _restore_generator(name, value)
-            continue
-        parameter = parameters[name]
-        place = value if key == ["step"] else value.to(parameter.device)
-        optimizer.optimizers[kind].state[parameter][key[0]] = place
+        owner, _, key = path.rpartition("/")
+        if owner == "rng":
+            _restore_generator(key, value)
+        else:
+            states[owner][key] = value
+    for kind, each in optimizer.optimizers.items():
+        parameters = (parameter for group in each.param_groups for parameter in group["params"])
+        owners = enumerate(f"{kind}/{names[parameter]}" for parameter in parameters)
+        state = {number: states[owner] for number, owner in owners if owner in states}
+        each.load_state_dict({**each.state_dict(), "state": state})
 
 
 def _generator_states() -> Iterator[tuple[str, torch.Tensor]]:

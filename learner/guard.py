@@ -4,11 +4,11 @@ On the tiny model B steps alone, with both prefix knobs off, drove valid answers
 """
 
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from learner.plan.schedule import Channel
 from learner.reporting.step_report import StepRecord
-from learner.reporting.tallies import Tallies
 from shared.config.stage2 import GuardSection
 from shared.errors import BoxloopError
 
@@ -16,6 +16,10 @@ CURE = (
     "set custom.extra.stage2_ab.prefix_structure_ce_weight: 1 and prefix_extras: drop, or give A more steps in "
     "schedule.pattern"
 )
+
+
+BandSums = Mapping[str, Sequence[float]]
+"""Of one B step: what a band's metric is a fraction of, numerator and denominator, by its name."""
 
 
 class RunLeftItsBands(BoxloopError):
@@ -39,13 +43,23 @@ class Guard:
 
     def __init__(self, section: GuardSection) -> None:
         self._section = section
-        self._recent: deque[Tallies] = deque(maxlen=section.window)
+        self._recent: deque[BandSums] = deque(maxlen=section.window)
         self._warned = False
         self._bands = (
             Band("rollout/pred_per_gt", section.pred_per_gt_max, is_upper=True),
             Band("rollout/parse_truncated_rate", section.truncated_rate_max, is_upper=True),
             Band("rollout/sample_valid_pred_rate", section.valid_rate_min, is_upper=False),
         )
+
+    @property
+    def recent(self) -> list[BandSums]:
+        """The window, oldest step first: what a checkpoint keeps of it."""
+        return list(self._recent)
+
+    def go_on_from(self, recent: Iterable[BandSums]) -> None:
+        """Take over the window of a run that is resumed. Bands that it has left already were told then."""
+        self._recent.extend(recent)
+        self._warned = self._verdict() is not None
 
     def watch(self, step: StepRecord) -> str | None:
         """Take a finished step; returns a warning when a band has just been left, None otherwise.
@@ -54,9 +68,7 @@ class Guard:
         """
         if not self._section.enabled or step.channel is not Channel.B:
             return None
-        self._recent.append(step.tallies)
-        if len(self._recent) < self._section.window:
-            return None
+        self._recent.append({band.metric: step.tallies.fraction(band.metric) for band in self._bands})
         message = self._verdict()
         if message and self._section.action == "stop":
             raise RunLeftItsBands(message)
@@ -65,12 +77,17 @@ class Guard:
         return news
 
     def _verdict(self) -> str | None:
-        total = Tallies()
-        for tallies in self._recent:
-            total += tallies
-        means = total.reduced()
-        left = [band for band in self._bands if band.metric in means and band.left_by(means[band.metric])]
+        """What is wrong with a full window, None if nothing is."""
+        if len(self._recent) < self._section.window:
+            return None
+        means = {band: self._mean(band.metric) for band in self._bands}
+        left = [band for band, mean in means.items() if mean is not None and band.left_by(mean)]
         if not left:
             return None
-        values = ", ".join(f"{band.metric} is {means[band.metric]:.2f} (limit {band.limit:g})" for band in left)
+        values = ", ".join(f"{band.metric} is {means[band]:.2f} (limit {band.limit:g})" for band in left)
         return f"over the last {len(self._recent)} B steps {values}; {CURE}"
+
+    def _mean(self, metric: str) -> float | None:
+        """A metric over the whole window; None where there was nothing to count."""
+        numerator, denominator = map(sum, zip(*(step[metric] for step in self._recent), strict=True))
+        return numerator / denominator if denominator else None

@@ -31,6 +31,11 @@ class Tallies:
         """The sum so far on top of a metric's fraction."""
         return self._sums[name][0]
 
+    def fraction(self, name: str) -> tuple[float, float]:
+        """The sums so far on top of a metric's fraction and under it; zeros for one that was not counted."""
+        numerator, denominator = self._sums.get(name, (0.0, 0.0))
+        return numerator, denominator
+
     def __iadd__(self, other: "Tallies") -> "Tallies":
         for name, (numerator, denominator) in other._sums.items():
             self.count(name, numerator, denominator)

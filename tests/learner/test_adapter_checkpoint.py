@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from learner.checkpoint import Checkpoints, latest_checkpoint, read_state
+from learner.guard import Guard
 from learner.learn import Learner
 from learner.losses.terms import LossWeights
 from learner.model.load import LoadedModel, load_model
@@ -21,6 +22,7 @@ from learner.progress import Progress
 from learner.start import Start, start_of
 from shared.base_model import base_model
 from shared.config.models import Config
+from shared.config.stage2 import GuardSection
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError, DataError
 
@@ -43,7 +45,7 @@ class Run:
         training = TrainingSection(output_dir=folder, learning_rate=1e-2, vit_lr=1e-3)
         self.optimizer = StepOptimizer(self.loaded.model, training, num_steps=6)
         self.learner = Learner(self.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
-        self.checkpoints = Checkpoints(self.loaded, self.optimizer, training, "digest")
+        self.checkpoints = Checkpoints(self.loaded, self.optimizer, Guard(GuardSection()), training, "digest")
         self.progress = Progress(num_steps=6)
         self.objective = Expectation(LastPass(LossWeights(), bench.coordinate_ids), 2)
 

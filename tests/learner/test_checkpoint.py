@@ -3,24 +3,31 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from learner.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state
+from learner.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state, set_aside_later
+from learner.guard import Guard
 from learner.learn import Learner
 from learner.losses.terms import LossWeights
 from learner.model.load import load_model, load_tokenizer
 from learner.objectives.objective import LastPass
 from learner.objectives.supervised import Supervised
 from learner.optim import StepOptimizer
+from learner.plan.schedule import Channel
 from learner.progress import Progress
+from learner.reporting.step_report import StepRecord
+from learner.reporting.tallies import Tallies
+from shared.config.stage2 import GuardSection
 from shared.config.training import TrainingSection
 from shared.errors import DataError
 
 NUM_STEPS = 6
+NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
 class Trained:
@@ -33,7 +40,8 @@ class Trained:
         self.bench, self.training = bench, training
         self.optimizer = StepOptimizer(bench.loaded.model, training, NUM_STEPS)
         self.learner = Learner(bench.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
-        self.checkpoints = Checkpoints(bench.loaded, self.optimizer, training, "digest")
+        self.guard = Guard(GuardSection(window=2))
+        self.checkpoints = Checkpoints(bench.loaded, self.optimizer, self.guard, training, "digest")
         self.progress = Progress(num_steps=NUM_STEPS)
 
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> list[float]:
@@ -83,6 +91,46 @@ def test_a_resumed_run_ends_with_the_losses_of_one_that_was_not_stopped(
     assert resumed.train(3, pack_of, step_totals_of) == expected
 
 
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_optimizer_state_goes_where_a_fresh_optimizer_would_put_it(trained: Trained, device: str) -> None:
+    """AdamW's fused kernel wants its step counts beside the weights; on a CPU that would not show."""
+    for parameter in trained.optimizer.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    trained.optimizer.step()
+    folder = trained.checkpoints.save(trained.progress)
+    model = trained.bench.loaded.model.to(device)
+    model.tie_weights()  # moving to the meta device unties
+    optimizer = StepOptimizer(model, trained.training, NUM_STEPS)
+    resumed = Checkpoints(trained.bench.loaded, optimizer, trained.guard, trained.training, "digest")
+    resumed.restore(folder)
+    for each in optimizer.optimizers.values():
+        assert len(each.state) == sum(len(group["params"]) for group in each.param_groups)
+        assert {tensor.device.type for state in each.state.values() for tensor in state.values()} == {device}
+    if device == "cuda":
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+
+def test_the_guard_goes_on_with_the_window_it_had(trained: Trained, tmp_path: Path) -> None:
+    trained.guard.watch(b_step(valid=0.5))
+    folder = trained.checkpoints.save(trained.progress)
+    resumed = Trained(trained.bench, tmp_path)
+    resumed.checkpoints.restore(folder)
+    assert "sample_valid_pred_rate is 0.50" in (resumed.guard.watch(b_step(valid=0.5)) or "")
+
+    folder = resumed.checkpoints.save(resumed.progress)
+    again = Trained(trained.bench, tmp_path)
+    again.checkpoints.restore(folder)
+    assert again.guard.watch(b_step(valid=0.5)) is None  # it was told before
+
+
+def b_step(valid: float) -> StepRecord:
+    tallies = Tallies()
+    tallies.count("rollout/sample_valid_pred_rate", 10 * valid, 10)
+    return StepRecord(0, Channel.B, 1.0, tallies, learned=(), lost=(), trained=())
+
+
 def test_random_numbers_go_on_where_they_stopped(trained: Trained) -> None:
     folder = trained.checkpoints.save(trained.progress)
     expected = torch.rand(4)
@@ -130,6 +178,64 @@ def test_old_checkpoints_go_and_the_best_stays(workbench: Any, tmp_path: Path, l
         trained.checkpoints.save(trained.progress)
     assert [folder.name for folder in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in kept]
     assert read_state(tmp_path / "checkpoint-4").best_metric == 0.9
+
+
+def saved_at(trained: Trained, *steps: int) -> list[Path]:
+    folders = []
+    for trained.progress.step in steps:
+        folders.append(trained.checkpoints.save(trained.progress))
+    return folders
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def resumed_from(folder: Path, limit: int) -> Trained:
+    """A whole model is loaded from the checkpoint itself."""
+    loaded = load_model(str(folder), dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(str(folder))
+    return Trained(SimpleNamespace(loaded=loaded, tokenizer=tokenizer), folder.parent, save_total_limit=limit)
+
+
+def test_a_resumed_run_throws_away_what_it_was_loaded_from_and_goes_on(trained: Trained, tmp_path: Path) -> None:
+    four, _ = saved_at(trained, 4, 6)
+    companions = names_in(four)
+    (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"cut")
+    resumed = resumed_from(four, limit=1)
+    resumed.checkpoints.restore(four)
+    set_aside_later(tmp_path, 4, in_use=four)
+    for step in (5, 7):
+        (folder,) = saved_at(resumed, step)
+        assert names_in(tmp_path) == ["abandoned-1", folder.name]
+        assert latest_checkpoint(tmp_path) == folder
+        assert names_in(folder) == companions
+    assert names_in(tmp_path / "abandoned-1") == ["checkpoint-6"]
+
+
+def test_what_was_just_written_is_never_thrown_away(workbench: Any, tmp_path: Path) -> None:
+    trained = Trained(workbench, tmp_path, save_total_limit=1, save_only_model=True)
+    (tmp_path / "checkpoint-6").mkdir()
+    saved_at(trained, 4, 5)
+    assert names_in(tmp_path) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_history_that_was_given_up_is_kept_aside_and_told(
+    workbench: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = Trained(workbench, tmp_path, save_only_model=True)
+    _, four, _, _ = saved_at(trained, 2, 4, 6, 10)
+    set_aside_later(tmp_path, 4, in_use=four)
+    assert latest_checkpoint(tmp_path) == four
+    assert names_in(tmp_path / "abandoned-1") == ["checkpoint-10", "checkpoint-6"]
+    assert f"{tmp_path / 'abandoned-1'}, remove what is not wanted: checkpoint-6, checkpoint-10" in caplog.text
+    set_aside_later(tmp_path, 0, in_use=four)
+    assert names_in(tmp_path / "abandoned-2") == ["checkpoint-2"]
+    assert read_state(tmp_path / "abandoned-1" / "checkpoint-10").global_step == 10
+    caplog.clear()
+    set_aside_later(tmp_path, 4, in_use=four)
+    assert names_in(tmp_path) == ["abandoned-1", "abandoned-2", "checkpoint-4"]
+    assert not caplog.text
 
 
 def test_the_best_is_the_highest_of_the_chosen_metric(workbench: Any, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from transformers import AutoModelForImageTextToText
 
 from learner.checkpoint import Checkpoints
 from learner.export import export, main
+from learner.guard import Guard
 from learner.model.load import LoadedModel, load_model, load_tokenizer
 from learner.optim import StepOptimizer
 from learner.progress import Progress
+from shared.config.stage2 import GuardSection
 from shared.config.training import TrainingSection, TunerSection
 
 TUNERS = {
@@ -36,7 +38,8 @@ def saved(checkpoint: Path, tmp_path: Path) -> Callable[..., tuple[LoadedModel, 
                 if parameter.requires_grad:
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         training = TrainingSection(output_dir=tmp_path / "run", save_only_model=True)
-        checkpoints = Checkpoints(loaded, StepOptimizer(loaded.model, training, 1), training, "digest")
+        optimizer, guard = StepOptimizer(loaded.model, training, 1), Guard(GuardSection())
+        checkpoints = Checkpoints(loaded, optimizer, guard, training, "digest")
         return loaded, checkpoints.save(Progress(num_steps=1, step=1))
 
     return save

@@ -1,6 +1,7 @@
 """The training loop in this process, over a real server that answers what a script says."""
 
 import asyncio
+import io
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -10,11 +11,14 @@ import anyio
 import orjson
 import pytest
 import torch
+from rich.console import Console
 
+from learner.build import open_run
 from learner.guard import RunLeftItsBands
 from learner.run import Run
 from learner.train import train
 from learner.weight_sync.merge import full_weights
+from shared.config.models import Config
 from shared.errors import ConfigError, NonFiniteLoss, ProtocolError, ServerUnavailable, WeightSyncFailed
 
 pytestmark = pytest.mark.slow
@@ -56,6 +60,32 @@ async def test_a_b_step_keeps_what_was_found_and_appends_what_was_missed(opened:
     assert b_step["rollout/matched_for_supervision"] == 4
     assert b_step["rollout/fn_appended"] == 4 * b_step["rollout/gt_objects"] - 4
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
+async def test_a_run_that_resumes_an_older_checkpoint_gives_up_the_later_ones(opened: Opened, tmp_path: Path) -> None:
+    keys = ("custom.trainer_variant=stage1_sft", "training.save_steps=1")
+    folder = tmp_path / "run"
+    async with opened(*keys) as run:
+        await trained(run)
+    async with opened(*keys, f"training.resume_from_checkpoint={folder / 'checkpoint-1'}") as run:
+        assert {path.name for path in folder.glob("**/checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3)}
+        assert run.progress.step == 1
+    async with opened(*keys, "training.resume_from_checkpoint=true") as run:
+        assert run.progress.step == 1
+        await trained(run)
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
+    assert {path.name for path in folder.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3)}
+    assert {path.name for path in folder.glob("abandoned-1/*")} == {"checkpoint-2", "checkpoint-3"}
+
+
+async def test_an_evaluation_leaves_the_checkpoints_of_a_training_alone(
+    config_of: Callable[..., Config], shapes: Path, tmp_path: Path
+) -> None:
+    later = tmp_path / "run" / "checkpoint-9"
+    later.mkdir(parents=True)
+    config = config_of("custom.trainer_variant=stage1_sft", f"custom.train_jsonl={shapes / 'train.jsonl'}")
+    async with open_run(config, Console(file=io.StringIO()), config.training.output_dir / "evaluation"):
+        assert later.is_dir()
 
 
 async def test_evaluations_stand_where_they_were_asked_for(opened: Opened, tmp_path: Path) -> None:
