@@ -3,7 +3,7 @@
 Weights and their names stay as they are; so do results, up to rounding. What is exchanged, and why:
 
 - attention as plain matrix products: the backward pass of the fused kernel is slow on a CPU in bfloat16;
-- vision attention over all images at once when they are of one size: transformers takes them one by one;
+- vision attention over all images at once, on a CPU when they are of one size: transformers takes them one by one;
 - the patch embedding as a matrix product: its convolution's windows do not overlap;
 - deepstack features added at known places: a mask is searched for its places while the host waits for the device.
 """
@@ -21,6 +21,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionPatchEmbed,
     apply_rotary_pos_emb_vision,
 )
+
+from learner.model.varlen import VARLEN_ATTENTION, attend_within
 
 MATMUL_ATTENTION = "matmul"
 """Name of `matmul_attention` in transformers' registry."""
@@ -68,21 +70,33 @@ AttentionMaskInterface.register(MATMUL_ATTENTION, eager_mask)
 
 
 class BatchedVisionAttention(Qwen3VLVisionAttention):
-    """Vision attention that takes all images in one product when they have equally many patches."""
+    """Vision attention that takes all images at once: by flash kernels, or where they have equally many patches."""
 
     def forward(
-        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: Any = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        lengths = cu_seqlens.diff()
-        if self.config._attn_implementation != MATMUL_ATTENTION or not bool((lengths == lengths[0]).all()):
-            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-        num_patches, num_images = hidden_states.shape[0], len(lengths)
-        qkv = self.qkv(hidden_states).view(num_patches, 3, self.num_heads, self.head_dim)
-        query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
-        per_image = (num_images, num_patches // num_images, self.num_heads, self.head_dim)
-        query, key, value = (states.view(per_image).transpose(1, 2) for states in (query, key, qkv[:, 2]))
-        mixed, _ = matmul_attention(self, query, key, value, None, self.scaling)
+        attention, num_patches = self.config._attn_implementation, hidden_states.shape[0]
+        if attention == VARLEN_ATTENTION:
+            states, longest = self._turned(hidden_states, position_embeddings), max_seqlen or cu_seqlens.diff().max()
+            mixed = attend_within(*states, cu_seqlens, int(longest), self.scaling, is_causal=False)
+        elif attention == MATMUL_ATTENTION and bool((cu_seqlens.diff() == cu_seqlens[1]).all()):
+            per_image = (len(cu_seqlens) - 1, -1, self.num_heads, self.head_dim)
+            states = self._turned(hidden_states, position_embeddings)
+            query, key, value = (each.view(per_image).transpose(1, 2) for each in states)
+            mixed, _ = matmul_attention(self, query, key, value, None, self.scaling)
+        else:
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         return self.proj(mixed.reshape(num_patches, -1))
+
+    def _turned(self, hidden_states: Tensor, position_embeddings: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [patches, heads, dim], turned to where their patches stand."""
+        query, key, value = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        return *apply_rotary_pos_emb_vision(query, key, *position_embeddings), value
 
 
 class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.model.load import LoadedModel
+from learner.model.varlen import VARLEN_ATTENTION
 from learner.packing.collate import PackedBatch
 from learner.packing.patches import patch_layout
 
@@ -67,6 +68,9 @@ def _attention_arguments(loaded: LoadedModel, batch: PackedBatch, dtype: torch.d
 
     In padded rows that is plain causality: padding stands behind all that could see it.
     """
+    if loaded.attn_impl == VARLEN_ATTENTION:
+        borders, longest = _segments(batch)
+        return {"attention_mask": None, "cu_seq_lens_q": borders, "max_length_q": longest}
     if "flash" in loaded.attn_impl:
         if batch.layout == "rows":
             return {"attention_mask": None}
@@ -77,6 +81,14 @@ def _attention_arguments(loaded: LoadedModel, batch: PackedBatch, dtype: torch.d
         return {"attention_mask": visible}
     nothing = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return {"attention_mask": nothing.masked_fill(~visible, torch.finfo(dtype).min)}
+
+
+def _segments(batch: PackedBatch) -> tuple[Tensor, int]:
+    """Where segments begin in the tokens of all rows (int32 [n + 1]), and the length of the longest."""
+    if batch.layout == "flat":
+        return batch.cu_seqlens, batch.max_seqlen
+    rows, columns = batch.input_ids.shape
+    return torch.arange(rows + 1, dtype=torch.int32, device=batch.input_ids.device) * columns, columns
 
 
 def _visible(batch: PackedBatch) -> Tensor:

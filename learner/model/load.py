@@ -12,6 +12,7 @@ from learner.model.adapter_files import load_adapters
 from learner.model.adapters import Adapters, adapters_for, add_adapters, hold_base_in
 from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
 from learner.model.freeze import freeze
+from learner.model.varlen import VARLEN_ATTENTION
 from learner.packing.collate import Layout
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
@@ -83,7 +84,7 @@ def load_model(
         if config.model_type != "qwen3_vl":
             raise ConfigError(f"model.model: {name} is a {config.model_type} checkpoint; give a qwen3_vl one")
         model = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl)
+            folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl, compute_dtype)
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model.model: {name} cannot be loaded: {error}") from error
@@ -139,15 +140,22 @@ def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def attention_for(device: torch.device, attn_impl: str) -> str:
-    """The attention that `model.attn_impl` means on `device`."""
-    if attn_impl != "auto":
-        return attn_impl
-    if device.type == "cpu":
-        return MATMUL_ATTENTION
-    from transformers.utils import is_flash_attn_2_available
+def attention_for(device: torch.device, attn_impl: str, compute_dtype: torch.dtype) -> str:
+    """The attention that `model.attn_impl` means on `device`: in a GPU's 16-bit types torch's own flash kernels.
 
-    return "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+    Raises ConfigError for kernels that do not run there or not in this type.
+    """
+    has_flash_kernels = device.type == "cuda" and compute_dtype != torch.float32
+    if attn_impl == "auto":
+        if device.type == "cpu":
+            return MATMUL_ATTENTION
+        return VARLEN_ATTENTION if has_flash_kernels and _multiplies_bfloat16(device) else "sdpa"
+    if (attn_impl == VARLEN_ATTENTION or "flash" in attn_impl) and not has_flash_kernels:
+        type_name = str(compute_dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"model.attn_impl: {attn_impl} runs in bfloat16 on a GPU, this is {type_name} on a {device.type}; use auto"
+        )
+    return attn_impl
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -16,6 +16,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
+from learner.model.varlen import VARLEN_ATTENTION
+
 
 @dataclass(frozen=True)
 class PatchLayout:
@@ -70,5 +72,7 @@ def patch_layout(tower: Any, image_grid: Tensor) -> PatchLayout:
         position_ids=get_vision_position_ids(image_grid, tower.spatial_merge_size),
         cu_seqlens=cu_seqlens,
         max_seqlen=int(cu_seqlens.diff().max()),
-        cut_on_host=not is_flash_attention_requested(tower.config),
+        cut_on_host=not (
+            is_flash_attention_requested(tower.config) or tower.config._attn_implementation == VARLEN_ATTENTION
+        ),
     )

@@ -45,7 +45,8 @@ class ModelSection(Section):
         description="type of matrix products; auto = bfloat16 where the device has it. Trained weights are float32",
     )
     attn_impl: str = Field(
-        default="auto", description="attention of transformers (sdpa, flash_attention_2, eager); auto picks"
+        default="auto",
+        description="attention: sdpa, eager, or on a GPU in bfloat16 varlen or flash_attention_2; auto picks",
     )
 
 

@@ -9,6 +9,8 @@ import torch
 from learner.model.load import attention_for, compute_dtype_for, load_model
 from shared.errors import ConfigError
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
 
 def test_masters_are_float32_whatever_is_computed_in(tiny_folder: Path) -> None:
     loaded = load_model(str(tiny_folder), dtype="bfloat16", device="cpu")
@@ -36,5 +38,23 @@ def test_an_unknown_dtype_is_an_error_with_the_choices() -> None:
 
 
 def test_a_named_attention_is_taken_as_it_is() -> None:
-    assert attention_for(torch.device("cpu"), "sdpa") == "sdpa"
-    assert attention_for(torch.device("cpu"), "auto") == "matmul"
+    assert attention_for(CPU, "sdpa", torch.float32) == "sdpa"
+    assert attention_for(CPU, "auto", torch.bfloat16) == "matmul"
+    assert attention_for(CUDA, "flash_attention_2", torch.bfloat16) == "flash_attention_2"
+
+
+def test_flash_kernels_are_taken_for_16_bit_types_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    assert attention_for(CUDA, "auto", torch.bfloat16) == "varlen"
+    assert attention_for(CUDA, "auto", torch.float32) == "sdpa"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert attention_for(CUDA, "auto", torch.bfloat16) == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2"])
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
+def test_a_named_attention_that_cannot_run_is_an_error_with_the_key(name: str, device: str, dtype: torch.dtype) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"model.attn_impl: {name} runs in bfloat16 on a GPU, this is .* on a {device}"
+    ):
+        attention_for(torch.device(device), name, dtype)

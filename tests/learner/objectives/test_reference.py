@@ -255,7 +255,12 @@ def test_fifty_steps_draw_the_curve_of_fifty_plain_steps(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     ("attn_impl", "dtype", "tolerance"),
-    [("sdpa", "float32", 1e-4), ("sdpa", "bfloat16", 0.1), ("flash_attention_2", "bfloat16", 0.1)],
+    [
+        ("sdpa", "float32", 1e-4),
+        ("sdpa", "bfloat16", 0.1),
+        ("varlen", "bfloat16", 0.1),
+        ("flash_attention_2", "bfloat16", 0.1),
+    ],
 )
 def test_a_flat_pack_on_a_gpu_has_the_gradient_of_padded_rows_on_a_cpu(
     workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, attn_impl: str, dtype: str, tolerance: float
