@@ -1,6 +1,8 @@
 """Merged weights do alone what an adapted model does, and leave the learner's own as they are."""
 
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import torch
 from learner.model.adapters import adapted_layers
 from learner.model.load import LoadedModel, load_model
 from learner.weight_sync.merge import full_weights, merged_weights, with_fused_siblings
+from learner.weight_sync.publisher import Snapshots, WeightPublisher
+from learner.weight_sync.transports import WEIGHTS_FILE, FileTransport
 from shared.config.training import TunerSection
+from shared.digest import file_digest
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 
@@ -76,18 +81,24 @@ def test_fresh_adapters_change_nothing(tiny_folder: Path, use_dora: bool) -> Non
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_a_hundred_calls_leave_every_weight_of_the_learner_as_it_was(
-    adapted: Callable[..., LoadedModel], use_dora: bool
+async def test_a_hundred_publishes_leave_every_weight_of_the_learner_as_it_was(
+    adapted: Callable[..., LoadedModel], site_of: Callable[..., Any], use_dora: bool
 ) -> None:
     loaded = adapted(use_dora=use_dora)
+    site = await site_of({})
+    snapshots = Snapshots(partial(full_weights, loaded), partial(merged_weights, loaded))
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    first = {name: tensor.clone() for name, tensor in merged_weights(loaded).items()}
-    for _ in range(100):
-        last = merged_weights(loaded)
-    assert all(tensor.equal(before[name]) for name, tensor in loaded.model.state_dict().items())
-    assert all(tensor.equal(first[name]) for name, tensor in last.items())
-    assert all(last[f"{name}.weight"].data_ptr() != layer.base_layer.weight.data_ptr()
-               for name, layer in adapted_layers(loaded.model).items())  # fmt: skip
+    with closing(WeightPublisher(site.channels, FileTransport(), site.root, snapshots, site.lane)) as publisher:
+        for step in range(100):
+            published = await publisher.publish_if_stale(step)
+            if step == 1:
+                first_merged = file_digest(site.root / f"{published.version.incarnation}-1-merged" / WEIGHTS_FILE)
+        last_merged = file_digest(site.root / f"{published.version.incarnation}-99-merged" / WEIGHTS_FILE)
+        assert await site.held() == [published.version]
+    after = loaded.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(tensor.equal(before[name]) for name, tensor in after.items())
+    assert last_merged == first_merged
 
 
 def test_only_touched_modules_are_sent_with_those_fused_to_them(adapted: Callable[..., LoadedModel]) -> None:
