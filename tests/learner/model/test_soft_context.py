@@ -58,10 +58,3 @@ def test_a_low_temperature_reads_the_likeliest_coordinate(workbench: Any, batch:
     table = workbench.loaded.model.get_input_embeddings()(workbench.coordinate_ids)
     distance = torch.cdist(soft[slot_mask(batch)], table).amin(-1)
     assert distance.max() < 1e-2 * table.norm(dim=-1).mean()
-
-
-def test_the_vision_tower_runs_once_for_all_passes(workbench: Any, batch: PackedBatch) -> None:
-    calls = []
-    workbench.loaded.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    softened(workbench, batch, 3)
-    assert len(calls) == 1
