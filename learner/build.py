@@ -9,7 +9,13 @@ from rich.console import Console
 
 from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints, set_aside_later
-from learner.checks import check_best_metric, check_server, check_servers_are_named, without_long_records
+from learner.checks import (
+    check_best_metric,
+    check_server,
+    check_servers_are_named,
+    check_validation_prompts,
+    without_long_records,
+)
 from learner.compute import ComputeLane
 from learner.data.images import ImageReader
 from learner.data.jsonl import Reading, RecordSource
@@ -60,6 +66,8 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
     encoder = encoder_for(config, start.model, tokenizer)
     source = training_source(config, vocabulary, encoder, console)
+    validation = validation_records(config, vocabulary)
+    check_validation_prompts(validation, encoder, config)
     check_servers_are_named(config)
     planner = planner_for(config, source)
     progress = Progress(training.max_steps if training.max_steps > 0 else planner.num_steps(training.num_train_epochs))
@@ -125,7 +133,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             ),
             objectives=objectives_for(config, loaded, vocabulary),
             evaluation=Evaluation(
-                evaluation_plan(config, planner, vocabulary, folder / "pictures"),
+                evaluation_plan(config, planner, validation, folder / "pictures"),
                 encoder,
                 teacher,
                 pool,
@@ -185,10 +193,8 @@ def reading_for(config: Config, vocabulary: CoordinateVocabulary, polygons: Lite
     )
 
 
-def evaluation_plan(
-    config: Config, planner: Planner, vocabulary: CoordinateVocabulary, pictures: Path
-) -> EvaluationPlan:
-    """What is evaluated and when; no records where nothing is."""
+def evaluation_plan(config: Config, planner: Planner, records: tuple[Record, ...], pictures: Path) -> EvaluationPlan:
+    """When `records` are evaluated."""
     training = config.training
     every = {
         "no": None,
@@ -196,7 +202,7 @@ def evaluation_plan(
         "epoch": max(1, planner.num_steps(1)),
     }[training.eval_strategy]
     return EvaluationPlan(
-        records=validation_records(config, vocabulary),
+        records=records,
         every=every,
         at_start=training.eval_on_start,
         num_pictures=NUM_EVAL_PICTURES,

@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from learner.build import encoder_for, reading_for
-from learner.checks import check_best_metric, most_answer_tokens, without_long_records
+from learner.checks import check_best_metric, check_validation_prompts, most_tokens, without_long_records
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
 from learner.detection.vocabulary import CoordinateVocabulary
@@ -134,7 +134,7 @@ def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:
         yield checked("images", partial(images, config, reader))
     if custom.val_jsonl is not None:
         keeping = replace(reading, polygons="as_bbox" if custom.poly_as_bbox else "keep")
-        yield attempt("validation data", partial(source_of, custom.val_jsonl, keeping, custom.val_sample_limit))[1]
+        yield checked("validation data", partial(validation, config, reader, custom.val_jsonl, keeping))
 
 
 def source_of(path: Path, reading: Reading, limit: int | None) -> tuple[RecordSource, str]:
@@ -147,14 +147,30 @@ def source_of(path: Path, reading: Reading, limit: int | None) -> tuple[RecordSo
 def lengths(config: Config, reader: Reader, source: RecordSource) -> str:
     """Compare prompts with their real image tokens, and answers, with what packs and servers hold."""
     fitting = without_long_records(source, reader.encoder, reader.vocabulary, config)
-    records = fitting.in_file_order()
-    prompt = max(reader.encoder.num_prompt_tokens(record) for record in records)
-    whole = max(reader.encoder.num_prompt_tokens(record) + most_answer_tokens(record) for record in records)
+    capacity, records = config.global_max_length, fitting.in_file_order()
+    prompts = [reader.encoder.num_prompt_tokens(record) for record in records]
+    whole = max(
+        most_tokens(record, prompt, reader.vocabulary, capacity)
+        for record, prompt in zip(records, prompts, strict=True)
+    )
     left_out = source.num_records - fitting.num_records
-    told = f"prompts of up to {prompt} tokens, with their answers at most {whole} of {config.global_max_length}"
-    if config.decodes:
-        told += f"; {prompt} + {config.rollout.max_new_tokens} new ones of a server's {config.max_model_len}"
+    told = f"prompts of up to {max(prompts)} tokens, with their answers at most {whole} of {capacity}"
+    told += room_for_answers(config, max(prompts))
     return told + (f"; {left_out} records too long, left out" if left_out else "")
+
+
+def validation(config: Config, reader: Reader, path: Path, reading: Reading) -> str:
+    """Read the whole file, and compare its prompts with what servers hold."""
+    source, told = source_of(path, reading, config.custom.val_sample_limit)
+    prompt = check_validation_prompts(source.in_file_order(), reader.encoder, config)
+    return f"{told}, prompts of up to {prompt} tokens{room_for_answers(config, prompt)}"
+
+
+def room_for_answers(config: Config, prompt: int) -> str:
+    """What a server holds of a prompt of so many tokens and its answer; empty in a run that decodes nothing."""
+    if not config.decodes:
+        return ""
+    return f"; {prompt} + {config.rollout.max_new_tokens} new ones of a server's {config.max_model_len}"
 
 
 def images(config: Config, reader: Reader) -> str:

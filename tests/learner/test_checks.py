@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import orjson
 import pytest
 
-from learner.checks import check_best_metric, check_server, most_answer_tokens, without_long_records
+from learner.checks import (
+    MAX_MODEL_LEN,
+    check_best_metric,
+    check_server,
+    check_validation_prompts,
+    most_answer_tokens,
+    most_tokens,
+    without_long_records,
+)
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
 from learner.detection.serialize import answer_text
@@ -16,6 +25,8 @@ from learner.model.load import load_tokenizer
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
 from shared.wire import ServerInfo, ServerLimits
+
+MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
 
 
 @pytest.fixture
@@ -74,12 +85,65 @@ def test_the_quick_bound_is_never_too_low(source, encoder, vocabulary) -> None:
         assert length - prompt <= most_answer_tokens(record) <= len(answer_text(record.objects).encode())
 
 
-def test_a_prompt_must_leave_room_for_the_answer(source, encoder, vocabulary, config_of) -> None:
+@pytest.mark.parametrize(
+    ("global_room", "server_room", "small"),
+    [
+        (400, None, None),
+        (399, None, "global_max_length"),
+        (400, 400, None),
+        (399, 400, "global_max_length"),
+        (400, 399, MAX_MODEL_LEN),
+        (399, 2000, "global_max_length"),
+    ],
+)
+def test_a_prompt_must_leave_room_for_the_answer_in_a_pack_and_on_a_server(
+    source, encoder, vocabulary, config_of, global_room: int, server_room: int | None, small: str | None
+) -> None:
+    """`…_room` is what is left beside the longest prompt, for an answer of 400 new tokens."""
     prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
-    length, key = f"global_max_length={prompt + 400}", "custom.extra.rollout_matching.max_new_tokens"
-    without_long_records(source, encoder, vocabulary, config_of(length, f"{key}=400"))
-    with pytest.raises(ConfigError, match=f"longest prompt has {prompt} tokens; with 401 new ones"):
-        without_long_records(source, encoder, vocabulary, config_of(length, f"{key}=401"))
+    limits = {"global_max_length": prompt + global_room, MAX_MODEL_LEN: server_room and prompt + server_room}
+    keys = [f"{key}={'null' if value is None else value}" for key, value in limits.items()]
+    config = config_of(*keys, f"{MAX_NEW_TOKENS}=400")
+    if small is None:
+        assert without_long_records(source, encoder, vocabulary, config).num_records == 2
+        return
+    with pytest.raises(ConfigError) as raised:
+        without_long_records(source, encoder, vocabulary, config)
+    said = f"{small}: the longest prompt of {source.path} has {prompt} tokens; with 400 new ones it exceeds "
+    assert str(raised.value).startswith(f"{said}{limits[small]};")
+
+
+def test_a_prompt_that_is_left_out_needs_no_room(source, encoder, vocabulary, config_of) -> None:
+    """The longest prompt stands in the record that no pack can hold."""
+    record, long = source.in_file_order()
+    prompts = {record.record_id: 20, long.record_id: 90}
+    encoder = SimpleNamespace(num_prompt_tokens=lambda record: prompts[record.record_id])
+    config = config_of("global_max_length=100", "custom.on_long_target=skip", f"{MAX_NEW_TOKENS}=80")
+    assert without_long_records(source, encoder, vocabulary, config).num_records == 1
+
+
+def test_a_validation_prompt_must_leave_room_on_a_server(source, encoder, config_of) -> None:
+    """Packs never hold one, so `global_max_length` counts only where it is the server's length too."""
+    prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
+    records, val = source.in_file_order(), "custom.val_jsonl=val.jsonl"
+    answer, stage1 = f"{MAX_NEW_TOKENS}=400", "custom.trainer_variant=stage1_sft"
+    fits = config_of(val, "global_max_length=401", f"{MAX_MODEL_LEN}={prompt + 400}", answer)
+    assert check_validation_prompts(records, encoder, fits) == prompt
+    for key in ("global_max_length", MAX_MODEL_LEN):
+        small = f"{key}={prompt + 399}"
+        with pytest.raises(ConfigError, match=rf"^{key}: the longest prompt of val.jsonl has {prompt} tokens"):
+            check_validation_prompts(records, encoder, config_of(val, answer, small))
+    nothing_is_decoded = config_of(val, answer, "global_max_length=1", stage1)
+    assert check_validation_prompts(records, encoder, nothing_is_decoded) == prompt
+
+
+def test_the_bound_gives_way_to_the_exact_number_where_it_is_too_high(source, encoder, vocabulary) -> None:
+    _, longest = lengths(source, encoder, vocabulary)
+    record = source.in_file_order()[1]
+    prompt = encoder.num_prompt_tokens(record)
+    bound = prompt + most_answer_tokens(record)
+    assert most_tokens(record, prompt, vocabulary, bound) == bound > longest
+    assert most_tokens(record, prompt, vocabulary, bound - 1) == longest
 
 
 def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:

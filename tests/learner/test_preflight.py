@@ -1,12 +1,14 @@
 """What the doctor finds in checkpoint, data and servers, each mistake by its own name."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
+from PIL import Image
 
 from learner.preflight import examine, main
 from shared.config.models import Config
@@ -74,13 +76,30 @@ def test_an_image_that_is_not_there_is_named(run, shapes: Path, tmp_path: Path) 
     ("override", "said"),
     [
         ("global_max_length=100", "raise it, or set custom.on_long_target: skip"),
-        ("custom.extra.rollout_matching.max_new_tokens=500", "with 500 new ones it exceeds the server's length of 512"),
+        ("custom.extra.rollout_matching.max_new_tokens=500", "with 500 new ones it exceeds 512"),
     ],
 )
 def test_what_does_not_fit_is_told_with_both_numbers(run, override: str, said: str) -> None:
     told = failures(run(override))
-    assert list(told) == ["lengths"]
+    assert "lengths" in told
     assert said in told["lengths"]
+
+
+def test_no_number_that_is_told_is_above_the_capacity_it_passes(run) -> None:
+    """Answers whose quick bound is above the capacity are counted token by token."""
+    told = found(run("global_max_length=270", "custom.on_long_target=skip"))["lengths"]
+    assert told.status == "pass"
+    (most,) = re.findall(r"with their answers at most (\d+) of 270", told.reason)
+    assert 200 < int(most) <= 270
+
+
+def test_a_validation_prompt_without_room_on_a_server_is_a_failure(run, shapes: Path) -> None:
+    path = shapes / "wide.jsonl"
+    Image.new("RGB", (512, 512)).save(shapes / "wide.png")
+    path.write_text('{"images": ["wide.png"], "width": 512, "height": 512, "objects": []}')
+    told = failures(run(f"custom.val_jsonl={path}", "custom.extra.rollout_matching.max_new_tokens=300"))
+    assert list(told) == ["validation data"]
+    assert "with 300 new ones it exceeds 512" in told["validation data"]
 
 
 def test_coordinate_tokens_beyond_the_vocabulary_are_told(run, checkpoint: Path, tmp_path: Path) -> None:
