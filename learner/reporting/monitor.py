@@ -14,14 +14,20 @@ from shared.config.rollout import MonitorDumpSection
 
 
 class Monitor:
-    """Writes `pictures/step-N-RECORD.{json,png}` for the first samples of a B step that is due."""
+    """Writes `pictures/step-N-RECORD.{json,png}` for the first samples of a B step that is due.
 
-    def __init__(self, section: MonitorDumpSection, folder: Path, vocabulary: CoordinateVocabulary) -> None:
+    A run that goes on after `resumed_at` finished steps goes on with the dumps that it made until then.
+    """
+
+    def __init__(
+        self, section: MonitorDumpSection, folder: Path, vocabulary: CoordinateVocabulary, resumed_at: int = 0
+    ) -> None:
         self._section = section
         self._folder = folder
         self._vocabulary = vocabulary
-        self._next_step = 0
-        self._num_dumps = 0
+        dumped = [step for step in _dumped_steps(folder) if step <= resumed_at]
+        self._next_step = max(dumped) - 1 + section.every_steps if dumped else 0
+        self._num_dumps = len(dumped)
 
     async def write(self, step: StepRecord) -> None:
         """Dump the first B step at or after each `every_steps`, at most `max_events` times."""
@@ -67,3 +73,8 @@ class Monitor:
             "dropped": parsed.dropped,
             "notices": parsed.notices,
         }
+
+
+def _dumped_steps(folder: Path) -> set[int]:
+    """The steps in the names of the dumps that lie there, counted from 1."""
+    return {int(path.name.split("-")[1]) for path in folder.glob("step-*.json")}

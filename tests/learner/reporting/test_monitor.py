@@ -33,10 +33,11 @@ def dumped(
     (tmp_path / "image.png").write_bytes(image(0))
     monkeypatch.chdir(tmp_path)
 
-    async def run(num_steps: int, channel: Channel = Channel.B, **section: object) -> list[Path]:
-        monitor = Monitor(MonitorDumpSection(**{"enabled": True, **section}), tmp_path / "pictures", vocabulary)
+    async def run(num_steps: int, channel: Channel = Channel.B, resumed_at: int = 0, **section: object) -> list[Path]:
+        settings = MonitorDumpSection(**{"enabled": True, **section})
+        monitor = Monitor(settings, tmp_path / "pictures", vocabulary, resumed_at)
         learned = [learned_of(answer_text([CAT]), (CAT, DOG)) for _ in range(2)] if channel is Channel.B else []
-        for step in range(num_steps):
+        for step in range(resumed_at, num_steps):
             await monitor.write(StepRecord(step, channel, 1.0, Tallies(), ("train:1",), tuple(learned), ()))
         return sorted((tmp_path / "pictures").glob("*.json"))
 
@@ -59,6 +60,22 @@ async def test_dumps_are_so_many_steps_apart(dumped) -> None:
 
 async def test_a_run_makes_no_more_dumps_than_allowed(dumped) -> None:
     assert len(await dumped(5, every_steps=1, max_events=2)) == 2
+
+
+async def test_a_resumed_run_goes_on_with_the_dumps_of_its_history(dumped, tmp_path: Path) -> None:
+    def steps(files: list[Path]) -> list[int]:
+        return [int(file.name[5:11]) for file in files]
+
+    assert steps(await dumped(6, every_steps=2, max_events=4)) == [1, 3, 5]
+    for file in (tmp_path / "pictures").glob("step-000005*"):
+        file.rename(file.with_name(file.name.replace("5", "6", 1)))  # dumps behind the checkpoint do not count
+    assert steps(await dumped(12, resumed_at=4, every_steps=2, max_events=4)) == [1, 3, 5, 6, 7]
+    assert steps(await dumped(12, resumed_at=8, every_steps=2, max_events=4)) == [1, 3, 5, 6, 7]
+
+
+async def test_a_new_run_does_not_count_what_lies_there(dumped) -> None:
+    await dumped(2, every_steps=1, max_events=2)
+    assert len(await dumped(6, every_steps=3, max_events=2)) == 3  # steps 1, 2 and 4
 
 
 async def test_a_dump_has_no_more_samples_than_allowed(dumped, monkeypatch: pytest.MonkeyPatch) -> None:
