@@ -18,6 +18,7 @@ FROZEN_BYTES = 4
 """One that stands still while adapters are trained, at the most."""
 SAVED_BYTES = 12
 """A trained parameter in a checkpoint: float32 master and the two moments."""
+MASTER_BYTES = 4
 GIB = 2**30
 
 
@@ -26,7 +27,7 @@ def machine_findings(config: Config, launch: Launch, size: ModelSize | None, mac
     yield from _gpus(config, launch, size, machine)
     if size is not None:
         yield from _memory(config, launch, size, machine)
-        yield from _shared_memory(config, size, machine)
+        yield from _shared_memory(config, launch, size, machine)
         yield from _disk(config, size, machine)
     yield _proxies(launch, machine)
 
@@ -97,16 +98,22 @@ def _memory(config: Config, launch: Launch, size: ModelSize, machine: Machine) -
         yield passed("memory", told)
 
 
-def _shared_memory(config: Config, size: ModelSize, machine: Machine) -> Iterator[Finding]:
-    """The folder that weights pass through: the newest update is kept until the next is written."""
+def _shared_memory(config: Config, launch: Launch, size: ModelSize, machine: Machine) -> Iterator[Finding]:
+    """The folder that weights pass through: the newest full update is kept, and the newest merged one beside it.
+
+    By http every server keeps what arrives in a file of its own, until it is loaded.
+    """
     sync, root = config.rollout.vllm.sync, config.rollout.vllm.sync.weights_root
     in_shared_memory = root is None or root.resolve().is_relative_to(SHARED_MEMORY)
     if not config.decodes or not in_shared_memory:
         return
-    needed, free = 2 * size.num_bytes, machine.shared_memory_bytes
+    servers = max(1, len(launch.server_gpus) // config.rollout.vllm.tensor_parallel_size)
+    at_first = _published_bytes(config, launch, size) * (1 + (servers if sync.transport == "http" else 0))
+    needed = at_first + (_published_bytes(config, launch, size) if config.sends_merged else 0)
+    free = machine.shared_memory_bytes
     told = f"{_gib(free)} free in {SHARED_MEMORY}, updates take up to {_gib(needed)}"
     cure = "enlarge it (docker: shm_size), or set vllm.sync.weights_root to a folder on a disk"
-    if free < size.num_bytes:
+    if free < at_first:
         yield failed("shared memory", told, cure)
     elif free < needed:
         yield warned("shared memory", told, cure)
@@ -115,13 +122,17 @@ def _shared_memory(config: Config, size: ModelSize, machine: Machine) -> Iterato
 
 
 def _disk(config: Config, size: ModelSize, machine: Machine) -> Iterator[Finding]:
-    training = config.training
-    if training.save_strategy == "no" or config.tuner.train_type == "lora":
+    training, tuner = config.training, config.tuner
+    if training.save_strategy == "no":
         return
-    one = size.num_parameters * (4 if training.save_only_model else SAVED_BYTES)
+    trained = size.num_parameters
+    if tuner.train_type == "lora":  # at the most: what is frozen or not named gets no adapter
+        trained = (tuner.lora_rank + tuner.use_dora) * size.num_sides
+    one = trained * (MASTER_BYTES if training.save_only_model else SAVED_BYTES)
     limit = training.save_total_limit
     kept = one * (limit + 1 if limit is not None else 1)
-    told = f"{_gib(machine.disk_bytes)} free for checkpoints of about {_gib(one)}"
+    beside = " and modules_to_save" if tuner.modules_to_save else ""
+    told = f"{_gib(machine.disk_bytes)} free for checkpoints of about {_gib(one)}{beside}"
     cure = "free some, move training.output_dir, or set save_total_limit or save_only_model"
     if machine.disk_bytes < one:
         yield failed("disk", told, cure)
@@ -129,6 +140,12 @@ def _disk(config: Config, size: ModelSize, machine: Machine) -> Iterator[Finding
         yield warned("disk", f"{told}; {limit} are kept while one is written", cure)
     else:
         yield passed("disk", told + ("" if limit is not None else ", all of which are kept (save_total_limit)"))
+
+
+def _published_bytes(config: Config, launch: Launch, size: ModelSize) -> int:
+    """What is sent of the whole model: float32 masters, or a base under adapters in the type it computes in."""
+    halved = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and bool(launch.train_gpus))
+    return size.num_parameters * (MASTER_BYTES // 2 if halved and config.tuner.train_type == "lora" else MASTER_BYTES)
 
 
 def _proxies(launch: Launch, machine: Machine) -> Finding:

@@ -13,10 +13,11 @@ from shared.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters, and bytes in the type they are stored in."""
+    """Parameters, bytes in the type they are stored in, and rows and columns of all matrices, added up."""
 
     num_parameters: int
     num_bytes: int
+    num_sides: int
 
 
 def model_size(model: str) -> ModelSize | None:
@@ -36,6 +37,7 @@ def model_size(model: str) -> ModelSize | None:
     return ModelSize(
         num_parameters=sum(math.prod(entry["shape"]) for entry in tensors),
         num_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors),
+        num_sides=sum(sum(entry["shape"]) for entry in tensors if len(entry["shape"]) == 2),
     )
 
 

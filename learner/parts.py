@@ -169,8 +169,7 @@ def sync_mode_for(config: Config) -> SyncMode:
     mode = config.rollout.vllm.sync.mode
     if mode == "adapter":
         LOG.warning("vllm.sync.mode: adapter means merged, because servers hold no adapters of their own")
-    merges = mode in ("merged", "adapter") or (mode == "auto" and config.tuner.train_type == "lora")
-    return "merged" if merges else "full"
+    return "merged" if config.sends_merged else "full"
 
 
 def publisher_for(

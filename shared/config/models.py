@@ -108,6 +108,12 @@ class Config(Section):
         return self.rollout.vllm.mode == "server" if chosen is None else chosen
 
     @property
+    def sends_merged(self) -> bool:
+        """Whether servers that hold everything are sent only what training touches, adapters merged."""
+        mode = self.rollout.vllm.sync.mode
+        return mode in ("merged", "adapter") or (mode == "auto" and self.tuner.train_type == "lora")
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt + answer of a rollout server."""
         return self.rollout.vllm.max_model_len or self.global_max_length

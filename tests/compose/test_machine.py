@@ -26,7 +26,7 @@ LARGE = Machine(
     disk_bytes=2000 * GIB,
     proxies=(),
 )
-FOUR_B = ModelSize(num_parameters=4 * 10**9, num_bytes=8 * 10**9)
+FOUR_B = ModelSize(num_parameters=4 * 10**9, num_bytes=8 * 10**9, num_sides=3 * 10**6)
 ROLLOUT = "custom.extra.rollout_matching"
 
 
@@ -100,7 +100,7 @@ def test_what_another_process_holds_is_missing_for_a_server(found) -> None:
 
 
 def test_weights_that_do_not_fit_the_share_fail_unless_ranks_divide_them(found) -> None:
-    huge = ModelSize(70 * 10**9, 140 * 10**9)
+    huge = replace(FOUR_B, num_bytes=140 * 10**9)
     assert found(size=huge)["gpu 0, server"].status == "fail"
     two = found(f"{ROLLOUT}.vllm.tensor_parallel_size=2", size=huge, server_gpus=("0", "1"), train_gpus=())
     assert (two["gpu 0, server"].status, two["gpu 1, server"].status) == ("pass", "pass")
@@ -116,12 +116,22 @@ def test_one_gpu_for_both_leaves_the_learner_what_the_server_does_not_take(found
     assert adapters["gpu 0, learner"].status == "pass"
 
 
-def test_shared_memory_must_hold_two_updates_where_it_is_used(found) -> None:
+def test_shared_memory_must_hold_what_is_published(found) -> None:
+    """Of 4 B parameters: 14.9 GiB of float32 masters, or 7.5 GiB of a bfloat16 base and as much again, merged."""
+
     def status(num_gib: float, *overrides: str) -> str | None:
         finding = found(*overrides, machine=replace(LARGE, shared_memory_bytes=int(num_gib * GIB))).get("shared memory")
         return finding.status if finding else None
 
-    assert (status(16), status(10), status(1)) == ("pass", "warn", "fail")
+    adapters, by_http = "tuner.train_type=lora", f"{ROLLOUT}.vllm.sync.transport=http"
+    assert (status(15), status(14)) == ("pass", "fail")
+    assert (status(15, adapters), status(14, adapters), status(7, adapters)) == ("pass", "warn", "fail")
+    assert (status(30, adapters, "model.dtype=float32"), status(14, adapters, "model.dtype=float32")) == (
+        "pass",
+        "fail",
+    )
+    assert (status(7.6, adapters, f"{ROLLOUT}.vllm.sync.mode=full"), status(29, by_http)) == ("pass", "fail")
+    assert (status(30, by_http), status(22, by_http, adapters)) == ("pass", "warn")
     assert status(1, f"{ROLLOUT}.vllm.sync.weights_root=/data/weights") is None
     assert status(1, "custom.trainer_variant=stage1_sft") is None
 
@@ -133,6 +143,9 @@ def test_the_disk_must_hold_a_checkpoint_and_should_hold_those_that_are_kept(fou
 
     assert (status(150), status(50), status(40)) == ("pass", "warn", "fail")
     assert status(50, "training.save_only_model=true") == "pass"
+    adapters = ("tuner.train_type=lora", "tuner.lora_rank=32")  # 96 M parameters, 1.1 GiB with their moments
+    assert (status(3.5, *adapters), status(3, *adapters), status(1, *adapters)) == ("pass", "warn", "fail")
+    assert status(1, *adapters, "training.save_only_model=true") == "warn"
     assert status(1, "training.save_strategy=no") is None
 
 
@@ -164,7 +177,7 @@ def test_this_machine_has_some_room(tmp_path: Path) -> None:
 def test_a_models_size_is_read_from_its_headers(tmp_path: Path) -> None:
     save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float16)}, tmp_path / "model-1.safetensors")
     save_file({"c": np.zeros((2, 2), np.float32)}, tmp_path / "model-2.safetensors", metadata={"format": "pt"})
-    assert model_size(str(tmp_path)) == ModelSize(12 + 5 + 4, 48 + 10 + 16)
+    assert model_size(str(tmp_path)) == ModelSize(12 + 5 + 4, 48 + 10 + 16, 3 + 4 + 2 + 2)
     assert model_size("owner/name") is None
 
 
