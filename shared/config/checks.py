@@ -129,7 +129,8 @@ def _evaluation(config: Config) -> Iterator[Problem]:
     if evaluates and config.custom.val_jsonl is None:
         yield Problem(
             ("custom.val_jsonl", "training.eval_strategy", "training.eval_on_start"),
-            f"evaluation needs it (eval_strategy {training.eval_strategy}, eval_on_start {training.eval_on_start})",
+            f"evaluation needs it (eval_strategy {training.eval_strategy}, eval_on_start {training.eval_on_start}); "
+            "set it to a JSONL file",
         )
     name, scores = training.metric_for_best_model, [metric.name for metric in EVALUATION_SCORES]
     if name not in scores:

@@ -68,7 +68,21 @@ def _parse(path: Path) -> Layer:
         values = yaml.SafeLoader("").construct_document(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}:{_unreadable_line(node)}: {error}; put the value into quotes") from error
     return Layer(values, origins)
+
+
+def _unreadable_line(node: yaml.Node) -> int | None:
+    """Line of the first value that looks like a date or a number and is none, such as 2024-13-45."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.SafeLoader("").construct_document(node)
+        except ValueError:
+            return int(node.start_mark.line) + 1
+        return None
+    inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+    return next((line for line in map(_unreadable_line, inner) if line is not None), None)
 
 
 def _origins(node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[tuple[str, str]]:

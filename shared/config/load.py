@@ -44,10 +44,18 @@ def load_with_origins(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig
         config = Config.model_validate(layer.values)
     except ValidationError as error:
         raise _as_config_error(path, [_problem(details) for details in error.errors()], layer) from None
-    problems = problems_of(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    problems = problems_of(config, world_size=_world_size())
     if problems:
         raise _as_config_error(path, problems, layer)
     return LoadedConfig(config, layer.origins)
+
+
+def _world_size() -> int:
+    """Learner processes, as launchers such as torchrun say it; unset or empty is one."""
+    text = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not text.isdecimal():
+        raise ConfigError(f"WORLD_SIZE in the environment is {text!r}, not a number of processes; unset it")
+    return int(text)
 
 
 def save_resolved(config: Config, path: Path) -> None:

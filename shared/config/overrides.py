@@ -10,6 +10,9 @@ from shared.errors import ConfigError
 
 ORIGIN = "command line"
 
+EVALUATION = ("training.eval_on_start=true", "training.metrics_port=0")
+"""What an evaluation alone sets: it needs records to decode, and leaves a training's port to the training."""
+
 
 def parse_overrides(overrides: Sequence[str]) -> Layer:
     """Read overrides in order, later ones winning; values are YAML. Raises ConfigError for what is no `key=value`."""
@@ -28,6 +31,8 @@ def _one(override: str) -> Layer:
         value: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of override {override!r} is not valid YAML: {error}") from error
+    except ValueError as error:  # what looks like a date or a number and is none
+        raise ConfigError(f"{path}: {text!r} cannot be read: {error}; put it into quotes") from error
     for key in reversed(keys):
         value = {key: value}
     return Layer(value, {path: ORIGIN})

@@ -61,6 +61,8 @@ def test_a_cycle_names_its_files(tmp_path: Path) -> None:
         ("- a\n", "top level"),
         ("extends: {a: 1}\n", r"top\.yaml:1: `extends`"),
         ("extends: nowhere.yaml\n", r"cannot read .*nowhere\.yaml"),
+        ("a: 1\nb: {c: [1, 2024-13-45]}\n", r"top\.yaml:2: month must be in 1..12; put the value into quotes"),
+        ("a: 1\nb: 0b_\n", r"top\.yaml:2: .*quotes"),
     ],
 )
 def test_a_broken_file_is_named_with_its_fault(tmp_path: Path, text: str, said: str) -> None:
@@ -78,3 +80,8 @@ def test_an_override_that_is_none_is_quoted(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_overrides([override])
     assert repr(override) in str(caught.value)
+
+
+def test_a_value_that_looks_like_a_date_and_is_none_is_told_with_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"training\.seed: '2024-13-45' cannot be read: month .*quotes"):
+        parse_overrides(["training.seed=2024-13-45"])

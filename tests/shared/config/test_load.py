@@ -191,6 +191,15 @@ def test_more_than_one_learner_process_is_refused(path: Path, monkeypatch: pytes
     assert "WORLD_SIZE=2" in refusal(path, [])
 
 
+def test_a_world_size_that_is_no_number_is_told_and_an_empty_one_is_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    assert "WORLD_SIZE in the environment is 'x'" in refusal(path, [])
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert load_config(path).global_max_length == 1024
+
+
 def test_batch_sizes_are_derived_from_what_is_given(path: Path) -> None:
     def sizes(*overrides: str) -> tuple[int, int, int]:
         config: Config = load_config(path, overrides)
