@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,6 +16,9 @@ from compose.doctor import run_doctor
 from compose.dry_run import dry_run
 from compose.launch_plan import Launch, Work, plan_launch
 from compose.supervisor import run_supervised
+from shared.config.keys import nearest_key
+from shared.config.models import Config
+from shared.config.overrides import EVALUATION
 from shared.errors import BoxloopError, ConfigError
 
 app = typer.Typer(
@@ -27,9 +31,17 @@ app = typer.Typer(
 data = typer.Typer(help="Check and convert training data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+LaunchKeys = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As of `boxloop up`, and overrides of the config.")
+]
+ServerGpus = Annotated[str | None, typer.Option(help="GPUs of the rollout servers; empty: the CPU.")]
+TrainGpus = Annotated[str | None, typer.Option(help="GPU of the learner; empty: the CPU.")]
+ServerPort = Annotated[str | None, typer.Option(metavar="PORT", help="Port of the first server; 0: any free one.")]
+
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+ConfigOrNone = Annotated[Path | None, typer.Option("--config", help="YAML configuration.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config.")]
 
 UP_HELP = """Start the rollout servers, wait until they are ready, train, and stop everything.
@@ -54,14 +66,14 @@ def up(
 @app.command()
 def serve(
     config: ConfigFile,
-    port: Annotated[int, typer.Option(help="Port to listen on; with several servers, of the first.")] = 8000,
+    port: Annotated[str, typer.Option(help="Port to listen on; with several servers, of the first.")] = "8000",
     gpus: Annotated[str, typer.Option(help="Run a server for each GPU (or tensor_parallel_size GPUs).")] = "",
     overrides: Overrides = None,
 ) -> None:
     """Run one rollout server in this terminal, or several that are watched and restarted."""
     if not gpus:
         _become("rollout_server", "--config", str(config), "--port", str(port), *(overrides or ()))
-    launch = Launch(config, tuple(overrides or ()), server_gpus=_gpus(gpus), server_port=port)
+    launch = parse_launch(overrides or (), config=config, server_gpus=gpus, server_port=port)
     raise typer.Exit(run_supervised(launch, work=None))
 
 
@@ -73,43 +85,42 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def doctor(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    server_gpus: Annotated[str, typer.Option(help="GPUs of the rollout servers; empty: the CPU.")] = "",
-    train_gpus: Annotated[str, typer.Option(help="GPUs of the learner.")] = "",
-    server_port: Annotated[int, typer.Option(help="Port of the first server; 0: any free one.")] = 8000,
-    origins: Annotated[bool, typer.Option("--origins", help="Print every value and where it was written.")] = False,
+    arguments: LaunchKeys = None,
+    config: ConfigOrNone = None,
+    server_gpus: ServerGpus = None,
+    train_gpus: TrainGpus = None,
+    server_port: ServerPort = None,
+    origins: Annotated[bool, typer.Option("--origins", help="Print defaults among the values, too.")] = False,
 ) -> None:
-    """Check configuration, data, model, machine and servers; every failure with its cure, and exit code 1."""
-    launch = Launch(
-        config=config,
-        overrides=tuple(overrides or ()),
-        server_gpus=_gpus(server_gpus),
-        train_gpus=_gpus(train_gpus),
-        server_port=server_port,
+    """Check configuration, data, model, machine and servers; every failure with its cure, and exit code 1.
+
+    Takes what `boxloop up` takes, config=FILE too.
+    """
+    launch = parse_launch(
+        arguments or (), config=config, server_gpus=server_gpus, train_gpus=train_gpus, server_port=server_port
     )
-    raise typer.Exit(run_doctor(launch, Console(), origins=origins))
+    raise typer.Exit(run_doctor(launch, Console(), defaults=origins))
 
 
 @app.command(name="eval")
 def evaluate(
     config: ConfigFile,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; else model.model of the config.")] = None,
-    overrides: Overrides = None,
-    server_gpus: Annotated[str, typer.Option(help="GPUs of the rollout servers; empty: the CPU.")] = "",
-    train_gpus: Annotated[str, typer.Option(help="GPUs of the evaluating process.")] = "",
-    server_port: Annotated[int, typer.Option(help="Port of the first server; 0: any free one.")] = 0,
+    arguments: LaunchKeys = None,
+    server_gpus: ServerGpus = None,
+    train_gpus: TrainGpus = None,
+    server_port: ServerPort = "0",
 ) -> None:
     """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures."""
     model = () if checkpoint is None else (f"model.model={checkpoint}", "training.resume_from_checkpoint=null")
-    launch = Launch(
+    launch = parse_launch(
+        (*(arguments or ()), *model, *EVALUATION),
         config=config,
-        overrides=(*(overrides or ()), *model),
-        server_gpus=_gpus(server_gpus),
-        train_gpus=_gpus(train_gpus),
+        server_gpus=server_gpus,
+        train_gpus=train_gpus,
         server_port=server_port,
     )
-    work = Work("evaluate", arguments=("--evaluate",), needs_servers=True, resolved_name="config.evaluate.yaml")
+    work = Work("evaluate", arguments=("--evaluate",), resolved_name="config.evaluate.yaml")
     raise typer.Exit(run_supervised(launch, work))
 
 
@@ -153,24 +164,36 @@ def data_from_coco(context: typer.Context) -> None:
     _become("learner.data.from_coco", *context.args)
 
 
-def parse_launch(arguments: Sequence[str]) -> Launch:
-    """Read `key=value` arguments: the keys of Launch, and overrides of the config. Raises ConfigError."""
+def parse_launch(arguments: Sequence[str], **options: object) -> Launch:
+    """Read `key=value` arguments: the keys of Launch, and overrides of the config; `options` that are set go first.
+
+    Raises ConfigError that names every wrong value, or every key that is neither with the nearest one.
+    """
     known = {field.name for field in fields(Launch)} - {"overrides"}
     own: dict[str, object] = {}
-    overrides = []
-    for argument in arguments:
+    overrides, unknown = [], []
+    for argument in (*arguments, *(f"{key}={value}" for key, value in options.items() if value is not None)):
         key, equals, value = argument.partition("=")
         if equals and key in known:
             own[key] = _gpus(value) if key.endswith("_gpus") else value
+        elif equals and "." not in key and key not in Config.model_fields:
+            unknown.append(_unknown(key, (*known, *Config.model_fields)))
         else:
             overrides.append(argument)
+    if unknown:
+        raise ConfigError("; ".join(unknown))
     if "config" not in own:
-        raise ConfigError("config=FILE is missing, such as: boxloop up config=configs/demo/stage2.yaml")
+        raise ConfigError("config=FILE is missing, such as config=configs/demo/stage2.yaml")
     try:
         return TypeAdapter(Launch).validate_python({**own, "overrides": tuple(overrides)})
     except ValidationError as error:
         wrong = (f"{details['loc'][0]}={details['input']}: {details['msg']}" for details in error.errors())
         raise ConfigError("; ".join(wrong)) from None
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    near = next(iter(get_close_matches(key, sorted(known), n=1)), None) or nearest_key(key)
+    return f"{key}: unknown key" + (f"; did you mean `{near}`?" if near else "")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ configuration ─▶ advice · machine                     in this process, at o
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -22,7 +22,7 @@ from compose.process import ChildProcess, ProcessSpec
 from shared.config.advice import advice_for
 from shared.config.load import LoadedConfig, load_with_origins
 from shared.config.models import Config
-from shared.config.origins import values_with_origins
+from shared.config.origins import DEFAULT, values_with_origins
 from shared.errors import ConfigError
 from shared.findings import Finding, Status, attempt, failed, warned
 
@@ -31,25 +31,26 @@ STOP_GRACE_S = 2.0
 STYLES: dict[Status, str] = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def run_doctor(launch: Launch, console: Console, *, origins: bool = False) -> int:
-    """Print every finding as soon as it is known; 1 if one is a failure, else 0."""
+def run_doctor(launch: Launch, console: Console, *, defaults: bool = False) -> int:
+    """Print what was written with its origin, and every finding as soon as it is known; 1 if one is a failure, else 0.
+
+    With `defaults` the values that nobody wrote are printed, too.
+    """
     counts: dict[Status, int] = {"pass": 0, "warn": 0, "fail": 0}
-    for finding in diagnose(launch, console if origins else None):
+    for finding in diagnose(launch, partial(show_values, console=console, defaults=defaults)):
         counts[finding.status] += 1
         show(finding, console)
     console.print(f"{counts['pass']} passed, {counts['warn']} warnings, {counts['fail']} failed", style="bold")
     return 1 if counts["fail"] else 0
 
 
-def diagnose(launch: Launch, origins: Console | None = None) -> Iterator[Finding]:
+def diagnose(launch: Launch, show_loaded: Callable[[LoadedConfig], None]) -> Iterator[Finding]:
     """All checks. Without a configuration that can be read there is nothing else to look at."""
     loaded, finding = attempt("config", partial(_loaded, launch))
     yield finding
     if loaded is None:
         return
-    if origins is not None:
-        for key, value, origin in values_with_origins(loaded):
-            origins.print(f"  {key}: {value}  # {origin}", style="dim", highlight=False, markup=False, soft_wrap=True)
+    show_loaded(loaded)
     config = loaded.config
     if not config.rollout.vllm.server.servers:
         plan, finding = attempt("launch", partial(_planned, launch))
@@ -131,6 +132,13 @@ class EarlyPreflight:
 
     def stop(self) -> None:
         self._child.stop(STOP_GRACE_S)
+
+
+def show_values(loaded: LoadedConfig, *, console: Console, defaults: bool) -> None:
+    """Each value and where it was written."""
+    for key, value, origin in values_with_origins(loaded):
+        if defaults or origin != DEFAULT:
+            console.print(f"  {key}: {value}  # {origin}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def show(finding: Finding, console: Console) -> None:

@@ -3,11 +3,14 @@
 import os
 import socket
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
+from pydantic import AfterValidator, Field
 
 from compose.environment import TOKEN_VARIABLE, child_environment, new_token
 from compose.process import ProcessSpec
@@ -17,39 +20,47 @@ from shared.errors import ConfigError
 from shared.weights_root import weights_root
 
 VLLM = "custom.extra.rollout_matching.vllm"
+LAST_PORT = 65535
+
+
+def _each_once(gpus: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name, times in Counter(gpus).items() if times > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands there more than once; a GPU holds one server")
+    return gpus
+
+
+Port = Annotated[int, Field(ge=0, le=LAST_PORT)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Launch:
     """What `boxloop up` is told. No GPUs means the CPU; `server_port` 0 means any free ports.
 
-    `max_restarts` counts for each server.
+    `max_restarts` counts for each server. A learner is one process on one GPU; it may be one of the servers'.
     """
 
     config: Path
     overrides: tuple[str, ...] = ()
-    server_gpus: tuple[str, ...] = ()
-    train_gpus: tuple[str, ...] = ()
+    server_gpus: Annotated[tuple[str, ...], AfterValidator(_each_once)] = ()
+    train_gpus: Annotated[tuple[str, ...], Field(max_length=1)] = ()
     vllm_gpu_memory_utilization: float | None = None
     server_tp: int | None = None
-    server_port: int = 8000
-    wait_timeout: float = 900.0
-    wait_interval: float = 1.0
-    max_restarts: int = 3
+    server_port: Port = 8000
+    wait_timeout: Seconds = 900.0
+    wait_interval: Seconds = 1.0
+    max_restarts: Annotated[int, Field(ge=0)] = 3
     disable_proxy: bool = True
 
 
 @dataclass(frozen=True)
 class Work:
-    """The process that the servers are there for: `python -m MODULE --config FILE ARGUMENTS… ADDRESSES`.
-
-    `needs_servers` starts them even where the config alone would not ask for any.
-    """
+    """The process that the servers are there for: `python -m MODULE --config FILE ARGUMENTS… ADDRESSES`."""
 
     name: str = "learner"
     module: str = "learner"
     arguments: tuple[str, ...] = ()
-    needs_servers: bool = False
     resolved_name: str = "config.resolved.yaml"
 
 
@@ -125,7 +136,7 @@ def _num_servers(launch: Launch, config: Config, work: Work | None) -> int:
             f"{tensor_parallel} (server_tp) do not divide; give a multiple"
         )
     num_servers = 0
-    if work is None or config.decodes or work.needs_servers:
+    if work is None or config.decodes:
         num_servers = max(1, len(launch.server_gpus) // tensor_parallel)
     written = len(config.rollout.vllm.server.servers)
     if written not in (0, num_servers):
@@ -191,6 +202,8 @@ def _engine_overrides(launch: Launch) -> tuple[str, ...]:
 
 
 def _free_ports(host: str, first: int, count: int) -> tuple[int, ...]:
+    if first + count - 1 > LAST_PORT:
+        raise ConfigError(f"server_port={first} leaves no port for {count} servers, {LAST_PORT} is the last; lower it")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     ports = []
     with ExitStack() as held:  # held together, so that no free port is picked twice

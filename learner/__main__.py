@@ -13,7 +13,8 @@ from rich.console import Console
 from learner.progress import Progress
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
-from shared.errors import BoxloopError, ConfigError
+from shared.config.overrides import EVALUATION
+from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
 
 SCORES_FILE = "scores.json"
@@ -31,11 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        # A scrape is of the training; a score beside it takes another port.
-        own = ["training.metrics_port=0"] if options.evaluate else []
-        config = load_config(options.config, [*options.overrides, *own])
-        if options.evaluate and config.custom.val_jsonl is None:
-            raise ConfigError(f"custom.val_jsonl: {options.config} names no validation records; set it to a JSONL file")
+        config = load_config(options.config, (*options.overrides, *(EVALUATION if options.evaluate else ())))
         resolved = config.training.output_dir / "config.resolved.yaml"
         if not options.evaluate and resolved.resolve() != options.config.resolve():
             save_resolved(config, resolved)

@@ -11,6 +11,7 @@ from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints, set_aside_later
 from learner.checks import (
     check_best_metric,
+    check_metrics_port,
     check_server,
     check_servers_are_named,
     check_validation_prompts,
@@ -61,6 +62,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     training = config.training
     check_trackers(config)
     check_best_metric(config)
+    check_metrics_port(config)
     start = start_of(config)
     tokenizer = load_tokenizer(start.model)
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
@@ -144,7 +146,7 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
             ),
             checkpoints=checkpoints,
             sinks=sinks,
-            monitor=Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary),
+            monitor=Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary, progress.step),
             guard=guard,
         )
 

@@ -17,7 +17,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from learner.build import encoder_for, reading_for
-from learner.checks import check_best_metric, check_validation_prompts, most_tokens, without_long_records
+from learner.checks import (
+    check_best_metric,
+    check_metrics_port,
+    check_validation_prompts,
+    most_tokens,
+    without_long_records,
+)
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
 from learner.detection.vocabulary import CoordinateVocabulary
@@ -47,6 +53,7 @@ class Reader:
 def examine(config: Config) -> Iterator[Finding]:
     """All checks, each told as soon as it is done; what needs something that could not be read is left out."""
     yield packages(config)
+    yield checked("metrics port", partial(metrics_port, config))
     model, finding = attempt("checkpoint", partial(checkpoint_of, config))
     yield finding
     if model is None:
@@ -75,6 +82,12 @@ def packages(config: Config) -> Finding:
     if finding.status == "pass" and config.custom.val_jsonl is not None and not is_installed("faster_coco_eval"):
         return warned("packages", "evaluations will have no COCO AP", cure_for("faster_coco_eval"))
     return finding
+
+
+def metrics_port(config: Config) -> str:
+    """Whether the learner can serve its /metrics."""
+    check_metrics_port(config)
+    return f"{config.training.metrics_port} is free" if config.training.metrics_port else "any free one"
 
 
 def checkpoint_of(config: Config) -> tuple[str, str]:

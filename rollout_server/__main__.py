@@ -16,6 +16,8 @@ from shared.config.load import load_config
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
 
+LAST_PORT = 65535
+
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until a signal ends the process; returns the exit code of a start that failed."""
@@ -38,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rollout_server", description="Decode rollouts for a learner.")
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
     parser.add_argument("--host", help="address to bind (vllm.server.host)")
-    parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--port", type=_port, default=8000, help="0 = any free one")
     parser.add_argument("--model", help="checkpoint directory or hub id (model.model)")
     parser.add_argument("--engine", choices=["vllm", "hf", "scripted"], help="decoding engine (rollout_backend)")
     parser.add_argument("--script", type=Path, help="the scripted engine's JSON file")
@@ -47,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights-root", type=Path, help="folder of the file transport (vllm.sync.weights_root)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to {LAST_PORT}")
+    return int(text)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -4,8 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from compose.cli import parse_launch
+from compose.cli import main, parse_launch
 from shared.errors import ConfigError
+
+CONFIG = """
+global_max_length: 2048
+model: {{model: tiny}}
+training: {{output_dir: {run}}}
+custom:
+  trainer_variant: stage2_ab_training
+  train_jsonl: none.jsonl
+  extra: {{stage2_ab: {{schedule: {{pattern: [A]}}}}}}
+"""
 
 
 def test_up_tells_its_own_keys_from_overrides() -> None:
@@ -28,6 +38,81 @@ def test_up_without_a_config_says_what_to_write() -> None:
 def test_every_wrong_value_is_named() -> None:
     with pytest.raises(ConfigError, match=r"server_port=x.*wait_timeout=y"):
         parse_launch(["config=a", "server_port=x", "wait_timeout=y"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("server_port=70000", "server_port=70000: .* less than or equal to 65535"),
+        ("server_port=-1", "server_port=-1: .* greater than or equal to 0"),
+        ("wait_interval=-1", "wait_interval=-1"),
+        ("wait_timeout=nan", "wait_timeout=nan"),
+        ("wait_timeout=inf", "wait_timeout=inf"),
+        ("max_restarts=-3", "max_restarts=-3"),
+        ("server_gpus=0,1,0", "server_gpus=.*: .*0 stands there more than once"),
+        ("train_gpus=0,1", "train_gpus=.*at most 1 item"),
+    ],
+)
+def test_what_no_launch_can_be_is_refused(argument: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_launch(["config=a.yaml", argument])
+
+
+def test_both_may_share_a_gpu() -> None:
+    launch = parse_launch(["config=a.yaml", "server_gpus=0", "train_gpus=0"])
+    assert launch.server_gpus == launch.train_gpus == ("0",)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("sever_gpus=0", "server_gpus"),
+        ("server_gpu=0", "server_gpus"),
+        ("vllm_gpu_memory_utilisation=.5", "vllm_gpu_memory_utilization"),
+        ("trainin=1", "training"),
+        ("global_max_len=9", "global_max_length"),
+        ("seed=3", "training.seed"),
+    ],
+)
+def test_a_typo_gets_the_nearest_key_of_launch_and_config(typo: str, meant: str) -> None:
+    key = typo.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"^{key}: unknown key; did you mean `{meant}`.; wait_time: "):
+        parse_launch(["config=a.yaml", typo, "wait_time=3"])
+
+
+def test_options_go_before_arguments() -> None:
+    launch = parse_launch(["config=a.yaml", "server_port=1", "server_gpus=0"], server_port="2", server_gpus=None)
+    assert (launch.server_port, launch.server_gpus) == (2, ("0",))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("up", "config=CONFIG", "server_port=70000"),
+        ("up", "config=CONFIG", "server_port=65535", "server_gpus=0,1"),
+        ("up", "config=CONFIG", "sever_gpus=0"),
+        ("doctor", "config=CONFIG", "server_port=70000"),
+        ("doctor", "--config", "CONFIG", "--server-port", "-1"),
+        ("doctor", "server_gpus=0"),
+        ("serve", "--config", "CONFIG", "--port", "70000", "--gpus", "0"),
+        ("eval", "--config", "CONFIG"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_end_with_2_before_anything_starts(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run=tmp_path / "run"))
+    monkeypatch.setattr(sys, "argv", ["boxloop", *(word.replace("CONFIG", str(config)) for word in command)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert not (tmp_path / "run").exists()
+    if command[0] == "eval":
+        told = capsys.readouterr().err
+        assert f"{config}: 1 problem" in told
+        assert "custom.val_jsonl: evaluation needs it" in told
 
 
 def test_help_loads_no_model_library() -> None:

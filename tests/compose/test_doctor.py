@@ -12,8 +12,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from compose.doctor import check_launch, findings_of, run_doctor, stop_at_failures
+from compose.doctor import check_launch, findings_of, run_doctor, show_values, stop_at_failures
 from compose.launch_plan import Launch, Work, plan_launch
+from shared.config.load import load_with_origins
 from shared.errors import ConfigError
 from shared.findings import failed, passed, warned
 
@@ -56,7 +57,7 @@ def doctor(config_file: Path) -> Callable[..., tuple[int, str]]:
 
 @pytest.mark.slow
 def test_a_good_run_passes_every_check(doctor, config_file: Path) -> None:
-    code, told = doctor("training.seed=3", "--origins")
+    code, told = doctor("training.seed=3", "server_gpus=", "train_gpus=")
     assert code == 0, told
     assert " 0 failed" in told
     for check in (
@@ -73,6 +74,7 @@ def test_a_good_run_passes_every_check(doctor, config_file: Path) -> None:
         assert f"pass {check} " in told
     assert "training.seed: 3  # command line" in told
     assert f"global_max_length: 512  # {config_file}:" in told
+    assert "# default" not in told
 
 
 @pytest.mark.slow
@@ -91,6 +93,16 @@ def test_every_failure_is_told_at_once_with_exit_code_1(doctor, tmp_path: Path) 
     assert "choose another server_port" in told
     assert "none.jsonl cannot be read" in told
     assert "warn custom.extra.stage2_ab.channel_b.rollout_decode_batch_size 4 answers" in told
+
+
+def test_values_that_nobody_wrote_are_shown_when_they_are_asked_for(config_file: Path) -> None:
+    loaded = load_with_origins(config_file)
+    for defaults in (False, True):
+        console = Console(file=io.StringIO(), width=200)
+        show_values(loaded, console=console, defaults=defaults)
+        assert isinstance(console.file, io.StringIO)
+        assert ("training.seed: 42  # default" in console.file.getvalue()) is defaults
+        assert "global_max_length: 512" in console.file.getvalue()
 
 
 def test_without_a_configuration_nothing_else_is_looked_at(config_file: Path) -> None:

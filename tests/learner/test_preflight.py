@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,16 @@ def failures(config: Config) -> dict[str, str]:
 
 def test_a_good_run_passes_and_is_told_its_numbers(run) -> None:
     findings = found(run())
-    names = ["packages", "checkpoint", "tokenizer", "training data", "lengths", "images", "validation data"]
+    names = [
+        "packages",
+        "metrics port",
+        "checkpoint",
+        "tokenizer",
+        "training data",
+        "lengths",
+        "images",
+        "validation data",
+    ]
     assert list(findings) == names
     assert {finding.status for name, finding in findings.items() if name != "packages"} == {"pass"}
     assert "64 records" in findings["training data"].reason
@@ -128,6 +138,15 @@ def test_a_package_that_is_missing_is_told(run, monkeypatch: pytest.MonkeyPatch)
     assert "boxloop[tracking]" in failures(run("training.report_to=wandb"))["packages"]
     monkeypatch.setattr("learner.preflight.is_installed", lambda module: False)
     assert found(run())["packages"].cure == "pip install 'boxloop[eval]'"
+
+
+def test_a_metrics_port_that_is_taken_is_a_failure(run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = failures(run(f"training.metrics_port={port}"))
+    assert list(told) == ["metrics port"]
+    assert f"training.metrics_port: 127.0.0.1:{port} cannot be used" in told["metrics port"]
+    assert found(run(f"training.metrics_port={port}"))["metrics port"].reason == f"{port} is free"
 
 
 def test_a_ready_server_passes_and_says_how_weights_reach_it(run, serving, scripted, tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def test_a_dead_engine_answers_its_streams_and_probes_and_then_ends_the_process(
         (("--model", "/nowhere"), 2, "/nowhere"),
         (("--host", "0.0.0.0"), 2, "32 bytes"),
         (("global_max_len=3",), 2, "global_max_length"),
+        (("--port", "70000"), 2, "'70000' is no port: give a number from 0 to 65535"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(
