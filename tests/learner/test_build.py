@@ -1,5 +1,6 @@
 """A run is wired as its configuration says."""
 
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -7,21 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import orjson
 import pytest
+import torch
+from PIL import Image
 
+from learner.build import encoder_for, reading_for
 from learner.data.prompt import Encoder
 from learner.data.sample import EncodedRecord
 from learner.detection.record import Record
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.requests import encode_in_order
 from learner.rollouts.remote import RolloutServer
 from learner.run import Run
 from learner.train import train
+from shared.config.models import Config
+from shared.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
 Opened = Callable[..., AbstractAsyncContextManager[Run]]
+ConfigOf = Callable[..., Config]
+ROLLOUT = "custom.extra.rollout_matching"
+SERVER = f"{ROLLOUT}.vllm.server"
+
+
+@pytest.fixture
+def vocabulary(checkpoint: Path) -> CoordinateVocabulary:
+    return CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
 
 
 def first_records(run: Run) -> list[str]:
@@ -34,6 +51,95 @@ async def test_epochs_and_limits_make_the_length_of_a_run(opened: Opened) -> Non
         assert run.progress.num_steps == 6  # 24 of 16 records, 4 a step
         assert {int(name.partition(":")[2]) for name in first_records(run)} <= set(range(1, 17))
         assert (await run.evaluation.run(run.progress)).num_images == 3
+
+
+async def test_model_servers_and_trackers_are_opened_as_written(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[float | None, ...]] = []
+
+    class Recorded(RolloutServer):
+        def __init__(self, client: httpx.AsyncClient, *seconds: Any) -> None:
+            limits.append(seconds)
+            super().__init__(client, *seconds)
+
+    monkeypatch.setattr("learner.build.RolloutServer", Recorded)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with opened(
+        "model.dtype=bfloat16",
+        "model.attn_impl=eager",
+        "training.report_to=tensorboard",
+        f"training.metrics_port={port}",
+        f"{SERVER}.stall_timeout_s=7",
+        f"{SERVER}.infer_timeout_s=8",
+    ) as run:
+        loaded = run.learner.loaded
+        assert (loaded.compute_dtype, loaded.attn_impl) == (torch.bfloat16, "eager")
+        assert limits == [(7, 8)]
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert "boxloop_learner_step" in (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+        assert list((tmp_path / "run" / "tensorboard").iterdir()) != []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.metrics_port=TAKEN", "training.metrics_port"),
+        ("custom.val_jsonl=WIDE", "^global_max_length: the longest prompt of .*wide.jsonl has"),
+    ],
+)
+async def test_what_can_be_known_is_told_before_a_model_is_loaded(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, said: str
+) -> None:
+    Image.new("RGB", (512, 512)).save(tmp_path / "wide.png")
+    wide = tmp_path / "wide.jsonl"
+    wide.write_text('{"images": ["wide.png"], "width": 512, "height": 512, "objects": []}')
+
+    room = f"{ROLLOUT}.max_new_tokens=300"  # enough for the training records
+
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setattr("learner.build.load_model", too_late)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=said):
+        async with opened(override.replace("TAKEN", str(taken.getsockname()[1])).replace("WIDE", str(wide)), room):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value", "default"),
+    [
+        ("custom.coordinate_space=norm1000", "coordinate_space", "norm1000", "px"),
+        ("custom.object_ordering=random", "object_ordering", "random", "sorted"),
+        ("custom.on_bad_record=skip", "on_bad_record", "skip", "error"),
+        ("custom.poly_as_bbox=true", "polygons", "as_bbox", "error"),
+    ],
+)
+def test_records_are_read_as_written(
+    config_of: ConfigOf, vocabulary: CoordinateVocabulary, override: str, field: str, value: str, default: str
+) -> None:
+    assert getattr(reading_for(config_of(), vocabulary, "error"), field) == default
+    assert getattr(reading_for(config_of(override), vocabulary, "error"), field) == value
+
+
+def test_prompts_are_made_as_written(config_of: ConfigOf, checkpoint: Path) -> None:
+    tokenizer = load_tokenizer(str(checkpoint))
+
+    def encoder_of(*overrides: str) -> Encoder:
+        return encoder_for(config_of(*overrides), str(checkpoint), tokenizer)
+
+    def image_tokens(width: int, *overrides: str) -> int:
+        record = Record("data:1", ("none.png",), width, width, ())
+        encoder = encoder_of(*overrides)
+        return encoder.num_prompt_tokens(record) - len(encoder.request_token_ids) + 1
+
+    text = tokenizer.decode(encoder_of("template.system=Be brief.", "custom.user_prompt=Count.").request_token_ids)
+    assert "Be brief." in text
+    assert "Count." in text
+    assert "Be brief." not in tokenizer.decode(encoder_of().request_token_ids)
+    assert (image_tokens(256), image_tokens(256, f"template.max_pixels={128 * 128}")) == (64, 16)
+    assert (image_tokens(32), image_tokens(32, f"template.min_pixels={128 * 128}")) == (1, 16)
 
 
 async def test_the_seed_decides_the_order(opened: Opened) -> None:
