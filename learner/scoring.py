@@ -49,8 +49,9 @@ class Scoring:
         match = match_objects(predictions, objects, self._matching)
         self._tallies.count("eval_rollout_lost", 0)
         count_quality(self._tallies, quality_of(parsed, objects, match))
-        by_desc = agreement_by_desc(predictions, objects, self._matching)
-        count_agreement(self._tallies, agreement_of(predictions, objects, self._matching), by_desc)
+        resolution = self._matching.maskiou_resolution
+        by_desc = agreement_by_desc(predictions, objects, resolution)
+        count_agreement(self._tallies, agreement_of(predictions, objects, resolution), by_desc)
         for desc, agreement in by_desc.items():
             self._agreement[desc] = self._agreement.get(desc, Agreement()) + agreement
         self._images[record.record_id] = ScoredImage(record, tuple(predictions), tuple(scores))

@@ -1,7 +1,7 @@
 """How many objects of an answer are right at each of COCO's IoU thresholds, counted so that counts simply add up."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from learner.detection.matching import MatchingConfig, match_objects
 from learner.detection.prediction import Prediction
@@ -33,16 +33,28 @@ class Agreement:
 
 
 def agreement_of(
-    predictions: Sequence[Prediction], ground_truth: Sequence[GroundTruthObject], config: MatchingConfig
+    predictions: Sequence[Prediction], ground_truth: Sequence[GroundTruthObject], maskiou_resolution: int
 ) -> Agreement:
-    """Match one answer anew at each threshold, whatever `config` has for a gate; `desc` takes no part."""
-    gates = (replace(config, maskiou_gate=threshold) for threshold in IOU_THRESHOLDS)
-    matched = tuple(len(match_objects(predictions, ground_truth, gate).pairs) for gate in gates)
-    return Agreement(len(predictions), len(ground_truth), matched)
+    """Match one answer anew at each threshold; `desc` takes no part.
+
+    How a run matches in training takes none either, so that numbers of runs can be compared: every ground truth is a
+    candidate, and a miss and a false alarm cost 1 each.
+    """
+    matched = []
+    for threshold in IOU_THRESHOLDS:
+        config = MatchingConfig(
+            candidate_top_k=max(1, len(ground_truth)),
+            maskiou_resolution=maskiou_resolution,
+            maskiou_gate=threshold,
+            fp_cost=1.0,
+            fn_cost=1.0,
+        )
+        matched.append(len(match_objects(predictions, ground_truth, config).pairs))
+    return Agreement(len(predictions), len(ground_truth), tuple(matched))
 
 
 def agreement_by_desc(
-    predictions: Sequence[Prediction], ground_truth: Sequence[GroundTruthObject], config: MatchingConfig
+    predictions: Sequence[Prediction], ground_truth: Sequence[GroundTruthObject], maskiou_resolution: int
 ) -> dict[str, Agreement]:
     """The same among the objects of each desc, so that only equal descs match."""
     descs = [item.desc for item in ground_truth] + [item.desc for item in predictions]
@@ -50,7 +62,7 @@ def agreement_by_desc(
         desc: agreement_of(
             [item for item in predictions if item.desc == desc],
             [item for item in ground_truth if item.desc == desc],
-            config,
+            maskiou_resolution,
         )
         for desc in dict.fromkeys(descs)
     }

@@ -41,6 +41,21 @@ def test_f1_is_told_by_place_and_by_name_at_one_threshold_and_over_all(scores: S
     assert metrics["eval_rollout_recall_iou50"] == 3 / 4
 
 
+def test_how_training_matches_changes_no_score_that_names_its_threshold() -> None:
+    """An IoU of 0.58 is right at 0.50 and 0.55; both predictions overlap both objects, and each finds one."""
+    twins = [(0, 0, 400, 400), (100, 0, 500, 400)]
+    of_training = MatchingConfig(candidate_top_k=1, maskiou_gate=0.9, fp_cost=0.2, fn_cost=0.2)
+    metrics = []
+    for matching in (MatchingConfig(), of_training):
+        scoring = Scoring(matching)
+        scoring.add(record("v:1", ("cat", LEFT)), answer(("cat", (0, 0, 400, 232))), (0.9,))
+        scoring.add(record("v:2", *(("cat", twin) for twin in twins)), answer(("cat", LEFT), ("cat", LEFT)), (0.9, 0.8))
+        metrics.append({name: value for name, value in scoring.scores(0).metrics.items() if "iou50" in name})
+    assert metrics[0] == metrics[1]
+    assert metrics[1]["eval_rollout_f1_iou50"] == 1
+    assert metrics[1]["eval_rollout_f1_iou50_95"] == pytest.approx(2 * (0.2 * 1 + (0.3 * 2 + 0.7 * 1)) / 6)
+
+
 def test_a_record_without_an_answer_is_counted_as_an_empty_one(scores: Scores) -> None:
     assert (scores.step, scores.num_images) == (7, 3)
     assert scores.metrics["eval_rollout_lost"] == 1
