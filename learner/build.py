@@ -11,7 +11,6 @@ from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints, set_aside_later
 from learner.checks import (
     check_best_metric,
-    check_metrics_port,
     check_server,
     check_servers_are_named,
     check_validation_prompts,
@@ -59,10 +58,18 @@ NUM_EVAL_PICTURES = 8
 @asynccontextmanager
 async def open_run(config: Config, console: Console, folder: Path) -> AsyncIterator[Run]:
     """Wire the parts of a run that logs into `folder`; leaving the block closes them in reverse order."""
-    training = config.training
     check_trackers(config)
     check_best_metric(config)
-    check_metrics_port(config)
+    with closing(MetricsServer(config.training.metrics_port)) as metrics:  # a taken port is told before the rest loads
+        console.print(f"metrics on {metrics.url}")
+        async with _wired(config, console, folder, metrics) as run:
+            metrics.follow(run.progress)
+            yield run
+
+
+@asynccontextmanager
+async def _wired(config: Config, console: Console, folder: Path, metrics: MetricsServer) -> AsyncIterator[Run]:
+    training = config.training
     start = start_of(config)
     tokenizer = load_tokenizer(start.model)
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
@@ -95,8 +102,6 @@ async def open_run(config: Config, console: Console, folder: Path) -> AsyncItera
     async with AsyncExitStack() as stack:
         learner_account = TimeAccount(LearnerActivity)
         lane = stack.enter_context(ComputeLane(learner_account))
-        metrics = MetricsServer(training.metrics_port)
-        console.print(f"metrics on {metrics.url}")
         sinks = stack.enter_context(
             Sinks(
                 folder,

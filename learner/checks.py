@@ -10,7 +10,6 @@ from learner.detection.record import Record
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary, coordinate_text
-from learner.reporting.metrics_server import MetricsServer
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
 from shared.extras import cure_for, is_installed
@@ -111,12 +110,6 @@ def check_best_metric(config: Config) -> None:
             f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "
             "by eval_rollout_f1"
         )
-
-
-def check_metrics_port(config: Config) -> None:
-    """Raise ConfigError when the learner's /metrics cannot have the port that it was given."""
-    if config.training.metrics_port:
-        MetricsServer(config.training.metrics_port).close()
 
 
 def check_server(info: ServerInfo, name: str, folder: Path) -> None:

@@ -19,7 +19,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from learner.build import encoder_for, reading_for
 from learner.checks import (
     check_best_metric,
-    check_metrics_port,
     check_validation_prompts,
     most_tokens,
     without_long_records,
@@ -28,6 +27,7 @@ from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
+from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
 from learner.rollouts.reachable import examine_servers
 from learner.start import start_of
@@ -86,7 +86,7 @@ def packages(config: Config) -> Finding:
 
 def metrics_port(config: Config) -> str:
     """Whether the learner can serve its /metrics."""
-    check_metrics_port(config)
+    metrics_socket(config.training.metrics_port).close()
     return f"{config.training.metrics_port} is free" if config.training.metrics_port else "any free one"
 
 

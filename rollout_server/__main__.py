@@ -11,10 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from rollout_server.launch import bound_socket, serve, settings_from
+from rollout_server.launch import serve, settings_from
 from shared.config.load import load_config
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
+from shared.listening import bound_socket
 
 LAST_PORT = 65535
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
@@ -22,7 +22,7 @@ from rollout_server.stall import StallWatch
 from rollout_server.weights import WeightService
 from shared.accounting import TimeAccount
 from shared.errors import EngineFailed, WeightSyncFailed
-from shared.probe import PUBLIC_PATHS, mount_probes
+from shared.probe import PUBLIC_PATHS, mount_probes, mount_unserved
 from shared.wire import (
     WIRE_VERSION,
     CancelReply,
@@ -54,6 +54,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     _mount_weights(app, engine, weights)
     _mount_document(app)
     _mount_errors(app)
+    mount_unserved(app)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
     app.add_middleware(BearerGate, token=settings.token, public_paths=PUBLIC_PATHS)
     return app
@@ -155,14 +156,6 @@ def _mount_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
         return refusal_response(Refusal(400, "bad_request", _problems(error)))
-
-    @app.exception_handler(HTTPException)
-    @app.exception_handler(404)
-    @app.exception_handler(405)
-    async def unrouted(request: Request, error: HTTPException) -> Response:
-        return refusal_response(
-            Refusal(error.status_code, "not_served", f"{request.method} {request.url.path}: {error.detail}")
-        )
 
 
 async def _body(request: Request, model: type[Body]) -> Body:

@@ -16,7 +16,7 @@ from rollout_server.engines.base import Engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.base_model import base_model
 from shared.config.models import Config
-from shared.errors import BoxloopError, ConfigError, EngineFailed
+from shared.errors import ConfigError, EngineFailed
 from shared.streams import task_group
 from shared.weights_root import weights_root
 
@@ -81,20 +81,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before the model is loaded; raises BoxloopError when the port is in use."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise BoxloopError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
-    listener.set_inheritable(False)
-    return listener
 
 
 def build_engine(settings: ServerSettings) -> Engine:

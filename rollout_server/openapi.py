@@ -11,7 +11,6 @@ from shared.probe import PUBLIC_PATHS
 from shared.wire import (
     WIRE_VERSION,
     ErrorBody,
-    HealthReport,
     RolloutBatch,
     StreamError,
     StreamFooter,
@@ -31,7 +30,6 @@ BODIES: dict[tuple[str, str], type[WireModel]] = {
     ("post", "/weights/abort"): WeightCommit,
 }
 LINES: tuple[type[WireModel], ...] = (StreamHeader, StreamSample, StreamError, StreamHeartbeat, StreamFooter)
-PROBES = ("/health/", "/ready/")
 REF = "#/components/schemas/{model}"
 
 
@@ -40,7 +38,7 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     document: dict[str, Any] = get_openapi(
         title=app.title, version=str(WIRE_VERSION), routes=app.routes, separate_input_output_schemas=False
     )
-    described: tuple[type[WireModel], ...] = (ErrorBody, HealthReport, WeightRefused, *BODIES.values(), *LINES)
+    described: tuple[type[WireModel], ...] = (ErrorBody, WeightRefused, *BODIES.values(), *LINES)
     _, schemas = models_json_schema([(model, "validation") for model in described], ref_template=REF)
     document["components"] = {
         "schemas": {**document.get("components", {}).get("schemas", {}), **schemas["$defs"]},
@@ -56,10 +54,6 @@ def _describe(operation: dict[str, Any], path: str, body: type[WireModel] | None
     responses = operation["responses"]
     responses.pop("422", None)
     if path in PUBLIC_PATHS:
-        if path in PROBES:
-            operation["responses"] = {status: _answer(HealthReport) for status in ("200", "503")}
-        else:
-            responses["200"] = {"description": "Prometheus text", "content": {"text/plain": {}}}
         return
     operation["security"] = [{"token": []}]
     responses["default"] = _answer(ErrorBody)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from rollout_server.app import create_app
 from rollout_server.engines.base import Engine
-from rollout_server.launch import bound_socket, build_engine
+from rollout_server.launch import build_engine
 from rollout_server.settings import ServerSettings, limits_for
+from shared.listening import bound_socket
 
 
 def png(seed: int = 0, width: int = 64, height: int = 64) -> bytes:

@@ -2,7 +2,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rollout_server.launch import TOKEN_VARIABLE, bound_socket, read_token, settings_from
+from rollout_server.launch import TOKEN_VARIABLE, read_token, settings_from
 from shared.config.load import load_config
-from shared.errors import BoxloopError, ConfigError
+from shared.errors import ConfigError
 from shared.weights_root import weights_root
 
 LONG = "t" * 32
@@ -89,13 +88,6 @@ def test_a_token_file_goes_before_the_environment(monkeypatch: pytest.MonkeyPatc
     assert read_token(tmp_path / "token", "127.0.0.1") == LONG
     with pytest.raises(ConfigError, match="missing"):
         read_token(tmp_path / "missing", "127.0.0.1")
-
-
-def test_a_port_in_use_is_named_before_anything_is_loaded() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(BoxloopError, match=f"127.0.0.1:{port}"):
-            bound_socket("127.0.0.1", port)
 
 
 class Process:
