@@ -15,8 +15,10 @@ from rich.console import Console
 from compose.doctor import run_doctor
 from compose.dry_run import dry_run
 from compose.launch_plan import Launch, Work, plan_launch
+from compose.report import write_report
 from compose.supervisor import run_supervised
 from shared.config.keys import nearest_key
+from shared.config.load import load_config
 from shared.config.models import Config
 from shared.config.overrides import EVALUATION
 from shared.errors import BoxloopError, ConfigError
@@ -60,7 +62,9 @@ def up(
     if dry:
         print(dry_run(plan_launch(launch, Work())))
         return
-    raise typer.Exit(run_supervised(launch))
+    code = run_supervised(launch)
+    write_report(load_config(launch.config, launch.overrides).training.output_dir)
+    raise typer.Exit(code)
 
 
 @app.command()

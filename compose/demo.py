@@ -39,7 +39,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Demo:
-    """One demo: where it writes, and how long it trains. `minutes` scales the steps of both stages."""
+    """One demo: where it writes, and how long it trains.
+
+    `minutes` scales the steps of both stages, and below one the images too, which would take longer than the steps.
+    """
 
     out: Path
     minutes: float
@@ -55,6 +58,14 @@ class Demo:
     def stage2_steps(self) -> int:
         """Whole A, A, B cycles."""
         return 3 * max(1, round(STAGE2_STEPS * self.minutes / DEFAULT_MINUTES / 3))
+
+    @property
+    def num_train(self) -> int:
+        return round(NUM_TRAIN * min(1.0, self.minutes))
+
+    @property
+    def num_val(self) -> int:
+        return round(NUM_VAL * min(1.0, self.minutes))
 
     @property
     def stage1(self) -> Path:
@@ -137,7 +148,7 @@ def fresh_folder(out: Path | None) -> Path:
 
 def prepare(demo: Demo) -> int:
     """Render the data and build the model."""
-    counts = ("--train", str(NUM_TRAIN), "--val", str(NUM_VAL), "--keep-fraction", "0.5")
+    counts = ("--train", str(demo.num_train), "--val", str(demo.num_val), "--keep-fraction", "0.5")
     seed = ("--seed", str(demo.seed))
     return python(demo, "learner.data.shapes", "--out", str(demo.out / "data"), *counts, *seed) or python(
         demo, "learner.model.tiny", "--out", str(demo.out / "tiny"), "--tokenizer", demo.tokenizer, *seed
@@ -207,7 +218,7 @@ def write_summary(demo: Demo, before: Scores, after: Scores, control: Scores, se
 
 def comparison(demo: Demo, before: Scores, after: Scores, control: Scores) -> Table:
     """Before, after and control side by side."""
-    table = Table(title=f"{NUM_VAL} fresh images, IoU 0.5")
+    table = Table(title=f"{demo.num_val} fresh images, IoU 0.5")
     for heading in ("", "F1", "recall", "valid answers"):
         table.add_column(heading, justify="left" if not heading else "right")
     rows = {

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 440, 220
+WIDTH, HEIGHT = 340, 185
+"""Near the px that a chart gets on a phone and in a column of a large screen, so that its text keeps its size."""
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24
 MANY_POINTS = 80
 """From here on a series has no dots, and a noisy one is drawn faintly with its running mean over it."""
@@ -55,7 +56,8 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "", *, share: b
     xs = [x for each in drawn for x, _ in each.points]
     ys = [y for each in drawn for _, y in each.points]
     low, high = (0.0, max(1.0, *ys)) if share else _padded(min(ys), max(ys))
-    across = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - RIGHT)
+    alone = min(xs) == max(xs)  # a single step stands in the middle
+    across = Scale(min(xs) - alone, max(xs) + alone, LEFT, WIDTH - RIGHT)
     up = Scale(low, high, HEIGHT - BOTTOM, TOP)
     lines = "".join(_line(each, across, up, noisy) for each in drawn)
     hover = json.dumps([{"label": each.label, "points": [[x, y] for x, y in each.points]} for each in drawn])
@@ -148,12 +150,13 @@ def _axes(across: Scale, up: Scale) -> str:
     vertical = "".join(
         f'<text x="{across(value):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{_tick(value)}</text>'
         for value in ticks(across.low, across.high, 5)
+        if value.is_integer()  # there is no half step
     )
     return horizontal + vertical
 
 
 def _tick(value: float) -> str:
-    return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}"
+    return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e5 else f"{value:.0e}"
 
 
 def _line(series: Series, across: Scale, up: Scale, noisy: bool) -> str:

@@ -8,7 +8,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1c2024; --ink: #e6e8ea; --faded: #9aa1a9;
   --line: #30353b; --c1: #76b0ee; --c2: #f29a63; --c3: #6fcb98; --c4: #cf97e6; --c5: #dfba55; --c6: #6b737d; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
+body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5; overflow-wrap: break-word;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 28px 18px 60px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; letter-spacing: -.01em; }
@@ -18,7 +18,7 @@ h4 { font-size: .92rem; margin: 0; font-weight: 600; }
 p { margin: .3rem 0; } .lead, .unit, nav { color: var(--faded); } .unit { font-weight: 400; font-size: .85em; }
 a { color: var(--c1); } nav a { margin-right: 1rem; }
 .tiles, .charts { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 150px), 1fr)); }
-.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
+.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 .tile, .chart, .shares, .table { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 12px 14px; margin: 0; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
@@ -42,7 +42,9 @@ td small { color: var(--faded); display: block; } td meter { width: 5.5rem; disp
 .pair figure { margin: 0; } .pair figcaption { font-size: .82rem; color: var(--faded); margin-bottom: 3px; }
 .pair img { width: 100%; height: auto; border-radius: 8px; border: 1px solid var(--line); display: block; }
 @media (max-width: 560px) { th, td { padding: .4rem .3rem; font-size: .88rem; white-space: normal; }
-  td meter { width: 3.6rem; } }
+  td meter { width: 3.6rem; }
+  .pair figure { overflow-x: auto; } .pair img { width: 200%; max-width: none; }
+  .pair figcaption { position: sticky; left: 0; } .pair figcaption::after { content: " · swipe to the answer"; } }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--faded); margin-bottom: .6rem; }
 """ + "".join(
     f".c{n} {{ background: var(--c{n}); fill: var(--c{n}); }} .s{n} {{ stroke: var(--c{n}); }}\n" for n in range(1, 7)

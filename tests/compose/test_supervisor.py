@@ -317,3 +317,21 @@ def test_wrong_arguments_give_2(start: Start, arguments: list[str], said: str) -
     assert run.end() == 2, run.told
     assert said in run.told
     assert "Traceback" not in run.told
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_run_that_took_a_step_leaves_a_report_however_it_ended(start: Start, tmp_path: Path, code: int) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logging.jsonl").write_text('{"step": 1, "channel": "A", "loss": 2.5}\n')
+    run = start(FAKE_CODE=str(code))
+    assert run.end() == code
+    assert "2.5" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_that_took_no_step_leaves_none(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logging.jsonl").write_text('{"step": 0, "eval_rollout_f1_iou50": 0.5}\n')
+    run = start(FAKE_CODE="1")
+    assert run.end() == 1
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert "logging.jsonl" not in run.told

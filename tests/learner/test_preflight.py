@@ -145,7 +145,7 @@ def test_a_metrics_port_that_is_taken_is_a_failure(run) -> None:
         port = taken.getsockname()[1]
         told = failures(run(f"training.metrics_port={port}"))
     assert list(told) == ["metrics port"]
-    assert f"training.metrics_port: 127.0.0.1:{port} cannot be used" in told["metrics port"]
+    assert f"training.metrics_port: cannot listen on 127.0.0.1:{port}" in told["metrics port"]
     assert found(run(f"training.metrics_port={port}"))["metrics port"].reason == f"{port} is free"
 
 

@@ -96,3 +96,17 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (287.3, "4 min 47 s"), (7265, "2 h 01 min")])
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def step_labels(chart: str) -> list[str]:
+    return re.findall(r'text-anchor="middle">([^<]+)', chart)
+
+
+def test_steps_are_whole_numbers() -> None:
+    assert step_labels(line_chart("Loss", [Series("A", [(1, 2.0), (3, 1.0)], 1)])) == ["1", "2", "3"]
+
+
+def test_a_single_step_stands_in_the_middle() -> None:
+    chart = line_chart("Loss", [Series("A", [(3, 2.0)], 1)])
+    assert step_labels(chart) == ["2", "3", "4"]
+    assert f'cx="{(LEFT + WIDTH - RIGHT) / 2:.1f}"' in chart

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,40 @@ def test_warnings_are_told_and_are_no_evaluations(tmp_path: Path) -> None:
     (run,) = read_runs(tmp_path)
     assert (run.evaluations, len(run.warnings)) == ([], 1)
     assert "<li>After step 1: answers &lt; grow</li>" in write_report(tmp_path).read_text()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PHONE_PX = 390
+MEASURE = """<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument.documentElement;
+  document.title = `${page.clientWidth} ${page.scrollWidth} ${page.querySelectorAll("svg").length}`; }</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on PATH")
+def test_on_a_phone_nothing_reaches_over_the_edge(tmp_path: Path) -> None:
+    """In a frame as wide as a phone, because a window has a least width; what scrolls does so by itself."""
+    names = ("rollout/recall", "rollout/pred_per_gt", "learning_rate", "rollout/gen_tokens_per_s", "grad_norm")
+    whole = tmp_path / ("a-run-with-a-name-that-has-no-place-to-break-" * 2)
+    run_at(
+        whole,
+        *(step(number, "AAB"[number % 3], **dict.fromkeys(names, 1e6 / number)) for number in range(1, 200)),
+        {"step": 200, "warning": "x" * 100},
+    )
+    Image.new("RGB", (996, 548)).save(whole / "pictures" / f"eval-000000-{'val' * 30}.png")
+    (whole / "summary.json").write_text(json.dumps(SUMMARY))
+    page = write_report(whole).read_text()
+    frame = f'<iframe style="border: 0; width: {PHONE_PX}px; height: 9000px" srcdoc="{escape(page)}"></iframe>'
+    (tmp_path / "phone.html").write_text(f"<!doctype html><title></title>{frame}{MEASURE}")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+    dom = subprocess.check_output(
+        [str(CHROMIUM), *options, "--hide-scrollbars", f"--user-data-dir={tmp_path / 'chromium'}", "--dump-dom",
+         (tmp_path / "phone.html").as_uri()],
+        stderr=subprocess.DEVNULL, text=True, timeout=60,
+    )  # fmt: skip
+    shown, needed, num_charts = map(int, re.findall(r"<title>(.+?)</title>", dom)[0].split())
+    assert (shown, needed) == (PHONE_PX, PHONE_PX)
+    assert num_charts >= 6
 
 
 def test_a_large_picture_is_embedded_as_jpeg(tmp_path: Path) -> None:
