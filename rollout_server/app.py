@@ -41,11 +41,15 @@ Body = TypeVar("Body", bound=WireModel)
 
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
-    """The server around `engine`, which the caller starts and closes; until it has started only probes answer."""
+    """The server around `engine`, which the caller starts and closes, and then `app.state.weights`.
+
+    Until both have started only probes answer.
+    """
     account = TimeAccount(Activity)
     admission = Admission(settings.limits, account)
     weights = WeightService(engine, admission, settings.weights_root, settings.drain_timeout_s)
     app = FastAPI(title="Boxloop rollout server", openapi_url=None)
+    app.state.weights = weights
     registry = server_registry(ServerCollector(engine, admission, weights, account))
     stall = StallWatch(engine, admission, settings.stall_timeout_s)
     mount_probes(app, lambda: (engine.health(), weights.health(), stall.health()), registry)
@@ -125,8 +129,7 @@ def _mount_weights(app: FastAPI, engine: Engine, weights: WeightService) -> None
 
     @app.post("/weights/abort")
     async def abort(request: Request) -> WeightStatus:
-        await _body(request, WeightCommit)
-        return weights.abort()
+        return weights.abort(await _body(request, WeightCommit))
 
 
 def _mount_document(app: FastAPI) -> None:

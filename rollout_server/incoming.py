@@ -1,9 +1,11 @@
 """The file in which the chunks of one update by transport `http` are put together."""
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -13,28 +15,33 @@ from shared.streams import prefetched
 
 BLOCK_BYTES = 2**22
 """Written at once; of an update no more than three of these are in memory."""
+PREFIX = "incoming-"
+
+
+def remove_left_over(root: Path) -> None:
+    """Remove the incoming files under `root` of servers that were killed: nobody holds their locks any more.
+
+    A lock says it of servers in other containers too, and of any process that has the number of a dead one.
+    """
+    for file in root.glob(f"{PREFIX}*"):
+        with suppress(OSError), file.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
 
 
 class IncomingFile:
     """A file of this server's own under `root`, filled in order of offsets up to the announced `num_bytes`.
 
-    What is written counts, even of a chunk that is cut later: the sender goes on at `received_bytes`. Raises Refusal
-    when `root` has no room for the file.
+    What is written counts, even of a chunk that is cut later: the sender goes on at `received_bytes`. The file is
+    locked as long as this process lives and needs it. Raises Refusal when `root` has no room for it.
     """
 
     def __init__(self, root: Path, num_bytes: int) -> None:
-        free_bytes = shutil.disk_usage(root).free
-        if free_bytes < num_bytes:
-            message = (
-                f"the update has {num_bytes} bytes and {root} room for {free_bytes}; free some, or move weights_root"
-            )
-            raise Refusal(507, "no_room", message)
-        descriptor, name = tempfile.mkstemp(prefix="incoming-", suffix=".safetensors", dir=root)
-        os.close(descriptor)
-        self.path = Path(name)
+        self._lock, self.path = _new_file(root, num_bytes)
         self.received_bytes = 0
         self._num_bytes = num_bytes
         self._sender = object()
+        self._writing = anyio.Lock()
 
     async def append(self, offset: int, pieces: AsyncIterable[bytes]) -> None:
         """Take a chunk; raises Refusal when it does not go on where the last one ended, or is longer than announced.
@@ -47,14 +54,22 @@ class IncomingFile:
         self._sender = sender = object()
         async with prefetched(self._blocks(offset, pieces), depth=2) as blocks:
             async for block in blocks:  # written while the next one comes in
-                await anyio.to_thread.run_sync(self._write, self.received_bytes, block)
-                if sender is not self._sender:
-                    raise Refusal(409, "wrong_offset", "another chunk for this offset has begun meanwhile")
-                self.received_bytes += sum(map(len, block))
+                async with self._writing:
+                    self._check_newest(sender)
+                    await anyio.to_thread.run_sync(self._write, offset, block)
+                    self._check_newest(sender)
+                    offset += sum(map(len, block))
+                    self.received_bytes = offset
 
     def discard(self) -> None:
         """Remove what has arrived; a chunk that is still being taken is refused."""
+        self._sender = object()
         self.path.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _check_newest(self, sender: object) -> None:
+        if sender is not self._sender:
+            raise Refusal(409, "wrong_offset", "another chunk for this offset has begun, or the update is gone")
 
     async def _blocks(self, offset: int, pieces: AsyncIterable[bytes]) -> AsyncGenerator[list[bytes], None]:
         """The pieces by groups of about BLOCK_BYTES, not joined: growing a buffer copies it again and again."""
@@ -79,3 +94,17 @@ class IncomingFile:
             raise Refusal(409, "not_prepared", "the update was replaced or aborted meanwhile") from None
         except OSError as error:
             raise Refusal(507, "no_room", f"{self.path} cannot be written: {error}") from error
+
+
+def _new_file(root: Path, num_bytes: int) -> tuple[int, Path]:
+    """An empty file and the descriptor that holds its lock."""
+    try:
+        free_bytes = shutil.disk_usage(root).free
+        if free_bytes >= num_bytes:
+            descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=".safetensors", dir=root)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return descriptor, Path(name)
+    except OSError as error:
+        raise Refusal(507, "no_room", f"no file can be made in {root}: {error}") from error
+    message = f"the update has {num_bytes} bytes and {root} room for {free_bytes}; free some, or move weights_root"
+    raise Refusal(507, "no_room", message)

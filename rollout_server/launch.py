@@ -11,7 +11,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from rollout_server.app import create_app
-from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.base_model import base_model
@@ -127,20 +126,19 @@ async def serve(settings: ServerSettings, listener: socket.socket) -> None:
     server = _Server(config, app)
     try:
         async with task_group() as tasks:
-            tasks.start_soon(_start, engine, settings)
+            tasks.start_soon(_start, engine, app, settings.model)
             tasks.start_soon(_fail_with, engine)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
     finally:
+        app.state.weights.close()
         await engine.close()
 
 
-async def _start(engine: Engine, settings: ServerSettings) -> None:
-    if settings.weights_root:
-        settings.weights_root.mkdir(parents=True, exist_ok=True)
+async def _start(engine: Engine, app: FastAPI, model: str) -> None:
     await engine.start()
-    await check_canary(engine)
-    print(f"ready: {engine.name} engine with {settings.model}", flush=True)
+    await app.state.weights.start()
+    print(f"ready: {engine.name} engine with {model}", flush=True)
 
 
 async def _fail_with(engine: Engine) -> None:

@@ -1,8 +1,8 @@
 """Which weights the server holds, and what a weight transaction may do next. Pure.
 
     serving ──prepare──▶ staging ──commit──▶ loading ──loaded──▶ serving (new version)
-       ▲                    │                   │ ├─unfit──▶ serving (old version), or ─postponed─▶ staging
-       └───────abort────────┘                   │ └─failed─▶ tainted ──prepare, commit, loaded──▶ serving
+       ▲                    │                     ├─forgotten─▶ serving (old version), or ─postponed─▶ staging
+       └───────abort────────┘                     └─failed─▶ tainted ──prepare, commit, loaded──▶ serving
 
 A tainted server holds half-written weights: it serves nothing until a full update has been loaded. A merged update
 is laid over what is held, so it fits only over whole weights of the same incarnation.
@@ -68,18 +68,18 @@ class WeightState:
             raise Refusal(409, "not_prepared", f"commit of {version}, but {held} prepared", policy_version=self.held)
         return replace(self, loading=True)
 
-    def aborted(self) -> "WeightState":
-        """Forget what was announced."""
+    def aborted(self, version: PolicyVersion) -> "WeightState":
+        """Forget what was announced as `version`; an update of another one stays: it is another learner's."""
         self._refuse_while_loading("abort")
-        return replace(self, staged=None)
+        return self.forgotten() if self.staged and self.staged.policy_version == version else self
 
     def loaded(self) -> "WeightState":
         """The new weights serve."""
         assert self.staged is not None
         return WeightState(held=self.staged.policy_version)
 
-    def unfit(self) -> "WeightState":
-        """The data was refused before anything was written: what was held is held still."""
+    def forgotten(self) -> "WeightState":
+        """What was announced will not be loaded: nothing was written, what was held is held still."""
         return replace(self, staged=None, loading=False)
 
     def postponed(self) -> "WeightState":

@@ -9,7 +9,7 @@ import anyio
 from rollout_server.admission import Admission
 from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine
-from rollout_server.incoming import IncomingFile
+from rollout_server.incoming import IncomingFile, remove_left_over
 from rollout_server.policy import WeightState
 from rollout_server.refusal import ManifestRefused, Refusal
 from rollout_server.staging import file_mismatches, manifest_mismatches, shared_file
@@ -26,6 +26,8 @@ from shared.wire import (
     WeightStatus,
 )
 
+UNTRIED = "the weights of the checkpoint have not been tried yet"
+
 
 class WeightService:
     """The weights of one engine. `weights_root` holds what is staged; None takes no updates."""
@@ -36,6 +38,7 @@ class WeightService:
         self._weights_root = weights_root
         self._drain_timeout_s = drain_timeout_s
         self._state = WeightState()
+        self._is_tried = False
         self._incoming: IncomingFile | None = None
         self.transports: tuple[Transport, ...] = ("file", "http") if weights_root else ()
         self.modes: tuple[SyncMode, ...] = ("full", "merged") if weights_root else ()
@@ -47,8 +50,24 @@ class WeightService:
     def status(self) -> WeightStatus:
         return self._state.status(self._incoming.received_bytes if self._incoming else 0)
 
+    async def start(self) -> None:
+        """Clear the folder of what killed servers left, and try the checkpoint's weights; nothing is served before.
+
+        To be called when the engine has started. Raises WeightSyncFailed when the canary finds the weights broken.
+        """
+        if self._weights_root:
+            self._weights_root.mkdir(parents=True, exist_ok=True)
+            remove_left_over(self._weights_root)
+        await check_canary(self._engine)
+        self._is_tried = True
+
+    def close(self) -> None:
+        """Remove what has arrived of an update."""
+        self._discard_incoming()
+
     def check_servable(self, wanted: PolicyVersion | None) -> None:
         """Raise Refusal when the weights are broken or are not those of `wanted` (None = any)."""
+        self._check_tried()
         if self._state.tainted:
             raise Refusal(
                 503, "weights_tainted", "the last weight load failed; a full resend is needed", retry_after_s=5
@@ -59,7 +78,9 @@ class WeightService:
     def health(self) -> ComponentHealth:
         """Ready when the weights are whole and an update could be taken."""
         reason = ""
-        if self._state.tainted:
+        if not self._is_tried:
+            reason = UNTRIED
+        elif self._state.tainted:
             reason = "tainted: the last weight load failed; a full resend is needed"
         elif self._state.loading:
             reason = "a weight update is being loaded"
@@ -69,6 +90,7 @@ class WeightService:
 
     def prepare(self, manifest: WeightManifest) -> WeightPrepared:
         """Check an announced update against the model; raises ManifestRefused with every mismatch."""
+        self._check_tried()
         if manifest.wire_version != WIRE_VERSION:
             raise ManifestRefused((f"wire version {manifest.wire_version}, this server speaks {WIRE_VERSION}",))
         state = self._state.prepared(manifest)
@@ -77,7 +99,7 @@ class WeightService:
             mismatches.insert(0, obstacle)
         if mismatches:
             raise ManifestRefused(tuple(mismatches))
-        self._discard_incoming()
+        self._settle(self._state.forgotten())  # first: its room may be needed for the next one
         if manifest.transport == "http":
             assert self._weights_root is not None
             self._incoming = IncomingFile(self._weights_root, manifest.num_bytes)
@@ -91,10 +113,9 @@ class WeightService:
         await self._incoming.append(offset, pieces)
         return self.status()
 
-    def abort(self) -> WeightStatus:
-        """Forget an announced update."""
-        self._state = self._state.aborted()
-        self._discard_incoming()
+    def abort(self, update: WeightCommit) -> WeightStatus:
+        """Forget what was announced as this version; another learner's update stays."""
+        self._settle(self._state.aborted(update.policy_version))
         return self.status()
 
     async def commit(self, update: WeightCommit) -> WeightCommitted:
@@ -115,11 +136,15 @@ class WeightService:
             canary_s=time.monotonic() - loaded,
         )
 
+    def _check_tried(self) -> None:
+        if not self._is_tried:
+            raise Refusal(503, "not_ready", f"the server is not ready: {UNTRIED}", retry_after_s=1)
+
     async def _verified(self) -> Path:
         """The delivered file, once the door is shut; until then any way out but success leaves the old weights."""
         manifest = self._state.staged
         assert manifest is not None
-        state = self._state.unfit()
+        state = self._state.forgotten()
         try:
             file = self._delivered(manifest)
             mismatches = await anyio.to_thread.run_sync(file_mismatches, file, manifest)

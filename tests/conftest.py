@@ -75,16 +75,17 @@ def run_server(settings: ServerSettings) -> Iterator[RunningServer]:
     listener = bound_socket("127.0.0.1", 0)
     listener.listen()  # so that the first request waits for uvicorn instead of being refused
     engine = build_engine(settings)
-    config = uvicorn.Config(
-        create_app(engine, settings), lifespan="off", log_level="critical", timeout_graceful_shutdown=1
-    )
+    app = create_app(engine, settings)
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     started = threading.Event()
 
     async def main() -> None:
         await engine.start()
+        await app.state.weights.start()
         started.set()
         await server.serve(sockets=[listener])
+        app.state.weights.close()
         await engine.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))

@@ -43,7 +43,7 @@ class Script:
     come before the first token. A fault is one sample's error line, the engine's death, an answer that never comes, a
     stream that is cut, or log-probabilities that are not finite; the canary's uid is "canary". `orders` is a folder: a
     file in it that is named as a fault is taken away by the next answer, which then has that fault. `fail_loads` weight
-    loads fail, then they work.
+    loads fail, `nan_loads` are followed by a canary that is not finite, then they work.
     """
 
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -54,6 +54,7 @@ class Script:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     orders: str | None = None
     fail_loads: int = 0
+    nan_loads: int = 0
 
 
 def read_script(file: Path | None) -> Script:
@@ -160,7 +161,8 @@ class ScriptedEngine:
         for _ in token_ids:
             await anyio.sleep(self._script.seconds_per_token)
             self._generated_tokens += 1
-        logprob = float("nan") if fault == "nan" else 0.0
+        is_broken = request.uid == CANARY and 0 < self._loads <= self._script.nan_loads
+        logprob = float("nan") if fault == "nan" or is_broken else 0.0
         return EngineAnswer(
             uid=request.uid,
             token_ids=token_ids,

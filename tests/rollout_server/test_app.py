@@ -1,5 +1,6 @@
 """Routes as seen by a stranger, a friend and a machine that polls."""
 
+import asyncio
 import re
 from dataclasses import replace
 
@@ -88,6 +89,22 @@ async def test_until_the_engine_is_up_probes_answer_and_work_is_refused(scripted
         refused = await client.post("/rollouts", content=prompts.batch("a").model_dump_json())
     assert refused.status_code == 503
     assert ErrorBody.model_validate_json(refused.content).retryable
+
+
+async def test_a_server_is_ready_when_its_canary_has_sung_and_not_before(scripted, prompts, tmp_path) -> None:
+    settings = scripted({"delays": {"canary": 0.3}}, weights_root=tmp_path)
+    engine = build_engine(settings)
+    app = create_app(engine, settings)
+    await engine.start()
+    trying = asyncio.create_task(app.state.weights.start())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        ready = await client.get("/ready/")
+        assert (ready.status_code, (await client.get("/health/")).status_code) == (503, 200)
+        assert "have not been tried yet" in ready.text
+        refused = await client.post("/rollouts", content=prompts.batch("a").model_dump_json())
+        assert (refused.status_code, refused.json()["retryable"]) == (503, True)
+        await trying
+        assert (await client.get("/ready/")).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/weights", 405)])

@@ -20,7 +20,8 @@ Step = Callable[[WeightState], WeightState]
 STEPS: dict[str, Step] = {
     "prepare": lambda state: state.prepared(manifest(NEW)),
     "commit": lambda state: state.committing(NEW),
-    "abort": lambda state: state.aborted(),
+    "abort": lambda state: state.aborted(NEW),
+    "abort of another": lambda state: state.aborted(OLD),
 }
 STATES = {
     "serving": WeightState(held=OLD),
@@ -40,6 +41,7 @@ STATES = {
         ("staging", "prepare", "staging"),
         ("staging", "commit", "loading"),
         ("staging", "abort", "serving"),
+        ("staging", "abort of another", "staging"),
         ("loading", "prepare", "loading refused"),
         ("loading", "commit", "loading refused"),
         ("loading", "abort", "loading refused"),
@@ -62,7 +64,7 @@ def test_a_request_moves_the_state_or_is_refused(state: str, step: str, phase: s
     ("ending", "phase", "held", "staged"),
     [
         (WeightState.loaded, "serving", NEW, None),
-        (WeightState.unfit, "serving", OLD, None),
+        (WeightState.forgotten, "serving", OLD, None),
         (WeightState.postponed, "staging", OLD, NEW),
         (WeightState.failed, "tainted", None, None),
     ],
@@ -74,7 +76,7 @@ def test_a_load_ends_with_the_new_the_old_or_no_weights(ending: Step, phase: str
 
 def test_a_tainted_server_is_healed_by_a_load_and_by_nothing_less() -> None:
     tainted = STATES["tainted, staged"]
-    assert tainted.committing(NEW).unfit().phase == "tainted"
+    assert tainted.committing(NEW).forgotten().phase == "tainted"
     assert tainted.committing(NEW).loaded() == WeightState(held=NEW)
 
 
