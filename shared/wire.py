@@ -7,7 +7,7 @@ see, or the raw bodies of `PUT /weights/chunk?offset=`), `WeightCommit`.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 WIRE_VERSION = 2
 """Raised by every change that an older peer cannot read."""
@@ -42,16 +42,35 @@ class RepeatTerminate(WireModel):
     max_object_keys: int = Field(default=0, ge=0)
 
 
+MIN_TEMPERATURE = 0.01
+"""vLLM would raise a lower one to this."""
+MAX_BANNED_TOKEN_IDS = 1024
+"""vLLM's GPU runner holds no more logit biases for a sequence, and fails over them."""
+
+
+def _checked_temperature(value: float) -> float:
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, got {value}")
+    return value
+
+
+Temperature = Annotated[
+    float,
+    Field(ge=0, json_schema_extra={"anyOf": [{"const": 0}, {"minimum": MIN_TEMPERATURE}]}),
+    AfterValidator(_checked_temperature),
+]
+
+
 class Sampling(WireModel):
     """How a batch is decoded. `temperature` 0 is greedy."""
 
     max_new_tokens: int = Field(ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: Temperature = 0.0
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 = all tokens")
     repetition_penalty: float = Field(default=1.0, gt=0)
     stop_token_ids: tuple[int, ...]
-    banned_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = Field(default=(), max_length=MAX_BANNED_TOKEN_IDS)
     repeat_terminate: RepeatTerminate | None = None
 
 

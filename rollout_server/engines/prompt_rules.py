@@ -16,6 +16,9 @@ from shared.wire import Sampling, ServerLimits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
+MAX_ASPECT_RATIO = 200
+"""`smart_resize` of the checkpoint's image processor fails on anything longer."""
+
 Grid = tuple[int, int, int]
 """(t, h, w) of an image in patches."""
 
@@ -111,6 +114,8 @@ class PromptRules:
                 "bad_image",
                 f"{width}×{height} px are no multiples of {factor}; send a size that the processor leaves as it is",
             )
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise SampleRejected("bad_image", f"{width}×{height} px are longer than {MAX_ASPECT_RATIO} to 1")
 
 
 def read_rules(model: str, limits: ServerLimits, min_pixels: int | None = None) -> PromptRules:

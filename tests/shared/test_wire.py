@@ -45,3 +45,20 @@ def test_a_batch_needs_samples_and_a_sample_a_prompt() -> None:
         RolloutBatch(batch_id="b", sampling=sampling, samples=())
     with pytest.raises(ValidationError, match="prompt_token_ids"):
         RolloutSample(uid="a", prompt_token_ids=())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.01, 0.7])
+def test_a_temperature_is_taken_that_every_engine_keeps(temperature: float) -> None:
+    assert Sampling(max_new_tokens=1, stop_token_ids=(), temperature=temperature).temperature == temperature
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-6, 0.0099])
+def test_a_temperature_that_an_engine_would_change_is_refused(temperature: float) -> None:
+    with pytest.raises(ValidationError, match="temperature"):
+        Sampling(max_new_tokens=1, stop_token_ids=(), temperature=temperature)
+
+
+def test_no_more_ids_are_banned_than_every_engine_takes() -> None:
+    assert Sampling(max_new_tokens=1, stop_token_ids=(), banned_token_ids=tuple(range(1024)))
+    with pytest.raises(ValidationError, match="at most 1024"):
+        Sampling(max_new_tokens=1, stop_token_ids=(), banned_token_ids=tuple(range(1025)))

@@ -1,14 +1,16 @@
 """Real vLLM on the CPU: the same answers as the transformers engine, and what only vLLM can do wrong."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import torch
 from safetensors.torch import load_file, save_file
 
+from rollout_server.engines import prompt_rules
 from rollout_server.engines.base import Engine, EngineAnswer, EngineRequest
 from rollout_server.launch import build_engine
 from rollout_server.settings import ServerSettings, limits_for
@@ -112,26 +114,41 @@ async def test_log_probabilities_are_those_of_transformers(
         assert answer.token_logprobs == pytest.approx(theirs[uid].token_logprobs, abs=LOGPROB_TOLERANCE)
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def sayer(
+    vllm: Engine, checkpoint: Path, tmp_path: Path
+) -> AsyncIterator[Callable[[set[int]], Awaitable[Engine]]]:
+    """vLLM with weights that say, after one of some ids, nothing but these ids, each as likely as the other."""
+
+    async def that_says(ids: set[int]) -> Engine:
+        weights = {name: torch.zeros(shape) for name, shape in vllm.tensors().shapes.items()}
+        weights["model.language_model.norm.weight"] += 1
+        weights["model.language_model.embed_tokens.weight"][sorted(ids)] = 1
+        save_file(weights, tmp_path / "weights.safetensors")
+        await vllm.load_weights(tmp_path / "weights.safetensors")
+        return vllm
+
+    yield that_says
+    await vllm.load_weights(checkpoint / "model.safetensors")
+
+
 async def test_the_object_cap_ends_an_answer_at_the_key_that_is_too_many(
-    vllm: Engine, checkpoint: Path, requests_for: Callable[..., list[EngineRequest]]
+    sayer: Callable[[set[int]], Awaitable[Engine]],
+    checkpoint: Path,
+    requests_for: Callable[..., list[EngineRequest]],
 ) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    key = set(tokenizer.encode('"object_', add_special_tokens=False))
-    vocab = vllm.tensors().shapes["model.language_model.embed_tokens.weight"][0]
-    changes = {
-        "banned_token_ids": tuple(set(range(vocab)) - key),
-        "repeat_terminate": RepeatTerminate(max_object_keys=1),
-        "temperature": 2.0,
-    }
+    key = tokenizer.encode('"object_', add_special_tokens=False)
+    options = {"repeat_terminate": RepeatTerminate(max_object_keys=1), "temperature": 1.0, "max_new_tokens": 180}
     requests = [
-        replace(request, sampling=request.sampling.model_copy(update=changes))
-        for request in requests_for(16, max_new_tokens=180)
+        replace(request, prompt_token_ids=(*request.prompt_token_ids, key[0]))
+        for request in requests_for(16, **options)
     ]
-    said = await answers(vllm, requests)
+    said = await answers(await sayer(set(key)), requests)
     ended = [answer for answer in said.values() if answer.finish_reason == "object_limit"]
-    assert ended
+    assert len(ended) > 8
     for answer in ended:
         assert tokenizer.decode(answer.token_ids).count('"object_') == 2
         assert tokenizer.decode(answer.token_ids[:-1]).count('"object_') == 1
@@ -149,6 +166,18 @@ async def test_a_seed_gives_the_same_sample_alone_and_in_company(
         assert alone[request.uid].token_ids == together[request.uid].token_ids
     reseeded = await answers(vllm, [replace(request, seed=request.seed + 1000) for request in requests])
     assert any(reseeded[uid].token_ids != together[uid].token_ids for uid in together)
+
+
+async def test_an_image_that_vllms_own_processor_refuses_fails_alone(
+    vllm: Engine, requests_for: Callable[..., list[EngineRequest]], prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_rules, "MAX_ASPECT_RATIO", 10_000)
+    bad, good = requests_for(2)
+    bad = replace(bad, images=(prompts.image(0, 6432, 32),))
+    async with aclosing(vllm.generate([bad, good])) as results:
+        got = {result.uid: result async for result in results}
+    assert isinstance(got[good.uid], EngineAnswer)
+    assert (got[bad.uid].code, "ratio" in got[bad.uid].message) == ("bad_image", True)
 
 
 async def test_what_vllm_keeps_as_one_tensor_is_named(vllm: Engine) -> None:

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_another_version_is_named_with_the_window_and_the_cure(monkeypatch: pyte
 def test_versions_of_the_window_pass(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     monkeypatch.setattr(vllm_environment, "version", lambda name: found)
     check_version()
+
+
+@pytest.mark.slow
+async def test_a_vllm_that_lacks_what_is_used_is_named_with_the_tested_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layerwise = pytest.importorskip("vllm.model_executor.model_loader.reload.layerwise")
+    monkeypatch.delattr(layerwise, "_place_kernel_tensors")
+    monkeypatch.delitem(sys.modules, "rollout_server.engines.vllm_worker", raising=False)
+    engine = build_engine(ServerSettings("model", "vllm", limits_for(256, 4)))
+    with pytest.raises(ConfigError, match=r"vLLM 0\.\d+.* lacks .*_place_kernel_tensors.*tested is 0\.31"):
+        await engine.start()
+    await engine.close()
 
 
 def test_the_sockets_of_each_engine_get_a_folder_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
