@@ -99,10 +99,35 @@ class ChildProcess:
         return thread
 
 
+class _Tee:
+    """Writes what a child says into several files. The child must never wait for one of them for good.
+
+    So a file that takes no more (a full disk, a pipe whose reader has left) is left out from then on, which the others
+    are told.
+    """
+
+    def __init__(self, files: Mapping[str, int]) -> None:
+        """`files` are open descriptors by the names that people know them by."""
+        self._files = dict(files)
+
+    def write(self, data: bytes) -> None:
+        for name, descriptor in tuple(self._files.items()):
+            try:
+                _write_whole(descriptor, data)
+            except OSError as error:
+                # Telling the others may already have found this one broken, or find them so.
+                if self._files.pop(name, None) is not None:
+                    self.write(f"\n{name} takes no more: {error.strerror}. The run goes on without it\n".encode())
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
 def _copy(source: IO[bytes], log: Path) -> None:
-    console = sys.stderr.buffer if sys.stdout.isatty() else sys.stdout.buffer
+    console = sys.stderr if sys.stdout.isatty() else sys.stdout
     with log.open("ab", buffering=0) as file:
+        tee = _Tee({str(log): file.fileno(), "the console": console.fileno()})
         while chunk := os.read(source.fileno(), 65536):
-            file.write(chunk)
-            console.write(chunk)
-            console.flush()
+            tee.write(chunk)
