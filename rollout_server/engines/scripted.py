@@ -41,9 +41,10 @@ class Script:
 
     An answer is `answers[uid]`, else `default`, said again and again until the stop rule ends it. `delays` (seconds)
     come before the first token. A fault is one sample's error line, the engine's death, an answer that never comes, a
-    stream that is cut, or log-probabilities that are not finite; the canary's uid is "canary". `orders` is a folder: a
-    file in it that is named as a fault is taken away by the next answer, which then has that fault. `fail_loads` weight
-    loads fail, `nan_loads` are followed by a canary that is not finite, then they work.
+    stream that is cut, or log-probabilities that are not finite; the canary's uid is "canary". `orders` is a folder
+    ("{port}" in it stands for the server's): a file in it that is named as a fault is taken away by the next answer,
+    which then has that fault. `fail_loads` weight loads fail, `nan_loads` are followed by a canary that is not finite,
+    then they work.
     """
 
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -68,7 +69,10 @@ def read_script(file: Path | None) -> Script:
 
 
 class ScriptedEngine:
-    """Engine (see base.py) that plays a script; rows are played side by side, at most `max_num_seqs` at a time."""
+    """Engine (see base.py) that plays a script; rows are played side by side, at most `max_num_seqs` at a time.
+
+    It keeps no answers: a row is free for the next one when its answer has been taken.
+    """
 
     name = "scripted"
     capabilities: tuple[str, ...] = ("logprobs",)
@@ -91,7 +95,7 @@ class ScriptedEngine:
     async def generate(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[EngineResult, None]:
         if self._failure or self._rules is None:
             raise EngineFailed(self._failure or "the engine has not started")
-        sender, receiver = anyio.create_memory_object_stream[EngineResult](max_buffer_size=len(requests))
+        sender, receiver = anyio.create_memory_object_stream[EngineResult]()
         async with task_group() as tasks:
             for request in requests:
                 tasks.start_soon(self._play, request, self._rules, sender)
@@ -177,9 +181,10 @@ class ScriptedEngine:
 
     def _fault(self, uid: str) -> Fault | None:
         if self._script.orders is not None and uid != CANARY:
+            orders = Path(self._script.orders.replace("{port}", str(self._settings.port)))
             for ordered in get_args(Fault):
                 try:
-                    Path(self._script.orders, ordered).unlink()
+                    (orders / ordered).unlink()
                 except FileNotFoundError:
                     continue
                 return ordered
