@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,9 +71,11 @@ class RunningServer:
 
 
 @contextmanager
-def run_server(settings: ServerSettings) -> Iterator[RunningServer]:
-    """Serve in a thread, through a real socket, until the block ends."""
+def run_server(settings: ServerSettings, send_buffer: int | None = None) -> Iterator[RunningServer]:
+    """Serve in a thread, through a real socket, until the block ends; `send_buffer` is SO_SNDBUF."""
     listener = bound_socket("127.0.0.1", 0)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.listen()  # so that the first request waits for uvicorn instead of being refused
     engine = build_engine(settings)
     app = create_app(engine, settings)
@@ -101,7 +104,7 @@ def run_server(settings: ServerSettings) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def serving() -> Callable[[ServerSettings], AbstractContextManager[RunningServer]]:
+def serving() -> Callable[..., AbstractContextManager[RunningServer]]:
     return run_server
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared.framing import LineDecoder
-from shared.wire import RolloutBatch, RolloutSample, Sampling, StreamFooter, StreamSample
 from tests.end_to_end.faults import (
     NUM_STEPS,
     PATTERN,
@@ -117,23 +115,3 @@ def test_a_full_disk_ends_the_run_with_the_older_checkpoint_whole(
     resumed = start(*arguments, f"training.max_steps={newest + 1}", RESUMED)
     assert resumed.end(60) == 0, resumed.told
     assert [line["step"] for line in resumed.log("ledger.jsonl")] == list(range(1, newest + 2))
-
-
-def test_a_reader_that_does_not_read_holds_up_nobody(lasting_server: str, checkpoint: Path) -> None:
-    def batch(name: str, number: int) -> str:
-        samples = tuple(RolloutSample(uid=f"{name}:{n}", prompt_token_ids=(20,)) for n in range(number))
-        sampling = Sampling(max_new_tokens=64, stop_token_ids=())
-        return RolloutBatch(batch_id=name, sampling=sampling, samples=samples).model_dump_json()
-
-    with (
-        httpx.Client(base_url=lasting_server, trust_env=False, timeout=20) as client,
-        client.stream("POST", "/rollouts", content=batch("slow", 64)) as unread,
-    ):
-        for name in ("one", "two"):
-            other = client.post("/rollouts", content=batch(name, 2))
-            assert other.text.count('"type":"sample"') == 2
-        wait_until_idle(lasting_server)
-        assert client.get("/health/").status_code == 200
-        lines = list(LineDecoder().feed(unread.read()))
-    assert isinstance(lines[-1], StreamFooter)
-    assert len({line.uid for line in lines if isinstance(line, StreamSample)}) == 64

@@ -1,4 +1,5 @@
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,12 +25,17 @@ from shared.wire import (
     StreamSample,
 )
 
+SMALL_BUFFER = 2**14
+"""Bytes of a socket's buffer: a stream of answers does not fit in."""
+
 
 async def ask(client: httpx.AsyncClient, batch: RolloutBatch) -> list[AnyLine]:
+    """All lines but heartbeats, of which there are as many as the machine is slow."""
     async with client.stream("POST", "/rollouts", content=batch.model_dump_json()) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"] == "application/x-ndjson"
-        return [line async for line in decode_lines(response.aiter_bytes())]
+        lines = decode_lines(response.aiter_bytes())
+        return [line async for line in lines if not isinstance(line, StreamHeartbeat)]
 
 
 async def refused(client: httpx.AsyncClient, batch: RolloutBatch) -> tuple[int, ErrorBody]:
@@ -38,7 +44,7 @@ async def refused(client: httpx.AsyncClient, batch: RolloutBatch) -> tuple[int, 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - another thread's engine has no event to wait for
             await anyio.sleep(0.005)
 
@@ -63,10 +69,11 @@ async def test_a_finished_sample_is_sent_while_others_are_being_decoded(scripted
             client.stream("POST", "/rollouts", content=prompts.batch("slow", "fast").model_dump_json()) as response,
         ):
             lines = decode_lines(response.aiter_bytes())
-            with anyio.fail_after(2):
-                found = [await anext(lines), await anext(lines)]
-            assert found[1].uid == "fast"
-            heartbeat = await anext(lines)
+            with anyio.fail_after(60):
+                while not isinstance(line := await anext(lines), StreamSample):
+                    pass
+                assert line.uid == "fast"
+                heartbeat = await anext(lines)
             assert isinstance(heartbeat, StreamHeartbeat)
             assert heartbeat.running == 1
 
@@ -191,21 +198,32 @@ async def test_a_client_that_goes_away_frees_the_engine_and_its_place(scripted, 
     assert "boxloop_server_open_samples 0.0" in metrics
 
 
-async def test_a_slow_reader_does_not_stop_the_engine(scripted, serving, prompts) -> None:
+async def test_a_reader_that_does_not_read_stops_neither_the_engine_nor_anybody_else(
+    scripted, serving, prompts
+) -> None:
     answer = list(range(8, 19)) * 18
-    options = {"sampling": prompts.sampling(198), "return_logprobs": True}
-    uids = [f"{index:04d}" for index in range(1000)]
-    with serving(scripted({"default": answer})) as server:
+    uids = [f"{index:04d}" for index in range(300)]
+    body = prompts.batch(*uids, sampling=prompts.sampling(198), return_logprobs=True).model_dump_json()
+    small = httpx.AsyncHTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)])
+    with serving(scripted({"default": answer}), send_buffer=SMALL_BUFFER) as server:
         before = server.engine.load().generated_tokens
-        async with server.client() as client:
-            body = prompts.batch(*uids, **options).model_dump_json()
-            async with client.stream("POST", "/rollouts", content=body) as response:
-                chunks = response.aiter_raw(1024)
-                await anext(chunks)
-                await until(lambda: server.engine.load().generated_tokens - before == 198_000)
-                received = [chunk async for chunk in chunks]
-    assert len(received) > 1000
-    assert b'"type":"footer","finished":1000' in received[-2] + received[-1]
+        async with (
+            server.client(transport=small) as slow,
+            server.client() as client,
+            slow.stream("POST", "/rollouts", content=body) as response,
+        ):
+            chunks = response.aiter_raw()
+            await anext(chunks)
+            await until(lambda: server.engine.load().generated_tokens - before == 300 * 198)
+            await until(lambda: server.engine.load().running == 0)
+            others = await ask(client, prompts.batch("a", "b", batch_id="other"))
+            assert [type(line) for line in others[1:]] == [StreamSample, StreamSample, StreamFooter]
+            assert (await client.get("/health/")).status_code == 200
+            assert "boxloop_server_open_samples 300.0" in (await client.get("/metrics")).text
+            received = b"".join([chunk async for chunk in chunks])
+    # Linux doubles what is asked for, and asyncio keeps 64 KiB: far less than what was finished and not read.
+    assert len(received) > 3 * (2 * SMALL_BUFFER + 2 * SMALL_BUFFER + 2**16)
+    assert b'"type":"footer","finished":300' in received[-500:]
 
 
 async def test_a_dead_engine_answers_what_is_open_and_takes_nothing_more(scripted, serving, prompts) -> None:
@@ -227,5 +245,5 @@ async def test_a_stream_beyond_its_time_is_cut_without_a_footer(scripted, servin
             started = time.monotonic()
             with pytest.raises(httpx.RemoteProtocolError):
                 await ask(client, prompts.batch("h"))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60
         assert server.engine.load().running == 0
