@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ from learner.guard import Guard
 from learner.model.load import LoadedModel, load_model, load_tokenizer
 from learner.optim import StepOptimizer
 from learner.progress import Progress
+from learner.rollouts.remote import RolloutRequest
+from rollout_server.engines.base import EngineAnswer, EngineRequest
+from rollout_server.launch import build_engine
+from rollout_server.settings import ServerSettings, limits_for
 from shared.config.stage2 import GuardSection
 from shared.config.training import TrainingSection, TunerSection
+from shared.wire import Sampling
 
+STOP_ID = 7
 TUNERS = {
     "full": TunerSection(),
     "lora": TunerSection(train_type="lora"),
@@ -80,6 +87,58 @@ def test_an_exported_model_answers_as_the_live_one_does(
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {path.name for path in checkpoint.iterdir()}
     assert load_tokenizer(str(tmp_path / "out")).get_vocab() == load_tokenizer(str(checkpoint)).get_vocab()
+
+
+def greedy_ids(model: Any, request: RolloutRequest) -> tuple[int, ...]:
+    """The live model's answer, by transformers' own generation; ends with the stop id if one was reached."""
+    encoded, config = request.encoded, model.config
+    ids = torch.tensor([encoded.prompt_token_ids])
+    made = model.eval().generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == config.image_token_id).int(),
+        pixel_values=torch.from_numpy(encoded.image.pixel_values),
+        image_grid_thw=torch.tensor([encoded.image.grid]),
+        max_new_tokens=24,
+        do_sample=False,
+        eos_token_id=STOP_ID,
+        suppress_tokens=[config.image_token_id, config.video_token_id],
+    )
+    return tuple(made[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.slow
+async def test_vllm_loads_an_export_of_dora_and_answers_as_the_live_model_does(
+    saved: Callable[..., tuple[LoadedModel, Path]],
+    checkpoint: Path,
+    requests_of: Callable[[int], list[RolloutRequest]],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    loaded, folder = saved(TUNERS["dora"])
+    export(folder, tmp_path / "out")
+    requests = requests_of(8)
+    expected = {request.uid: greedy_ids(loaded.model, request) for request in requests}
+    untrained = load_model(str(checkpoint), dtype="float32", device="cpu").model
+    assert all(greedy_ids(untrained, request) != expected[request.uid] for request in requests[:3])
+
+    config = loaded.model.config
+    sampling = Sampling(
+        max_new_tokens=24, stop_token_ids=(STOP_ID,), banned_token_ids=(config.image_token_id, config.video_token_id)
+    )
+    asked = [
+        EngineRequest(each.uid, each.encoded.request_token_ids, (each.encoded.image.png,), sampling)
+        for each in requests
+    ]
+    engine = build_engine(ServerSettings(str(tmp_path / "out"), "vllm", limits_for(256, 8), dtype="float32"))
+    await engine.start()
+    try:
+        async with aclosing(engine.generate(asked)) as results:
+            found = {result.uid: result async for result in results}
+    finally:
+        await engine.close()
+    assert all(isinstance(answer, EngineAnswer) for answer in found.values()), found
+    assert {uid: answer.token_ids for uid, answer in found.items()} == expected
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
