@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from shared.config.models import Config
+from shared.config.section import Section
 from shared.metrics import EVALUATION_SCORES
 
 ROLLOUT = "custom.extra.rollout_matching"
 STAGE2 = "custom.extra.stage2_ab"
+ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "modules_to_save")
+VLLM_MAX_TEMPERATURE = 2.0
+"""vLLM's own bound; a server would refuse every request above it."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,10 @@ class Problem:
 
 def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
     """All broken rules; an empty list is a configuration that can run."""
-    rules = [_schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _evaluation, _lengths, _repeats, _unused]
+    rules = [
+        _schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _adapters, _evaluation, _lengths, _repeats,
+        _engine, _unused,
+    ]  # fmt: skip
     problems = [problem for rule in rules for problem in rule(config)]
     if world_size > 1:
         key = f"{ROLLOUT}.vllm.mode"
@@ -57,6 +64,12 @@ def _batch(config: Config) -> Iterator[Problem]:
             f"must be {micro_key} x gradient_accumulation_steps, got {whole} and {micro} x {steps}; "
             "leave one of them out or make them agree",
         )
+    per_device = training.per_device_train_batch_size
+    if by_generate and per_device not in (_default_of(training, "per_device_train_batch_size"), micro):
+        yield Problem(
+            ("training.per_device_train_batch_size", generate_key),
+            f"both say how many records a micro-step has, got {per_device} and {micro}; leave one of them out",
+        )
     if config.stage2.channel_b.mode == "micro" and config.rollouts_per_step % steps:
         yield Problem(
             (f"{STAGE2}.channel_b.rollouts_per_step", "training.gradient_accumulation_steps"),
@@ -67,18 +80,19 @@ def _batch(config: Config) -> Iterator[Problem]:
 def _step_mode(config: Config) -> Iterator[Problem]:
     if not config.training.packing_drop_last:
         yield Problem(("training.packing_drop_last",), "must be true, got false: nothing is left over at a step's end")
+    if not config.training.dataloader_drop_last:
+        yield Problem(("training.dataloader_drop_last",), "must be true, got false: every step is whole")
+    scope = config.rollout.post_rollout_pack_scope
+    if scope != "micro":
+        yield Problem((f"{ROLLOUT}.post_rollout_pack_scope",), f"must be micro, got {scope!r}; leave it out")
     mode_key = f"{STAGE2}.channel_b.mode"
     if not _is_stage2(config) or config.stage2.channel_b.mode != "step":
         return
-    required = "must be true when channel_b.mode is step, got false"
     if not config.training.packing:
-        yield Problem(("training.packing", mode_key), f"{required}; a step's answers share packs")
-    if not config.training.dataloader_drop_last:
-        yield Problem(("training.dataloader_drop_last", mode_key), f"{required}; every step is whole")
-    scope = config.rollout.post_rollout_pack_scope
-    if scope != "micro":
-        key = f"{ROLLOUT}.post_rollout_pack_scope"
-        yield Problem((key, mode_key), f"must be micro when channel_b.mode is step, got {scope!r}")
+        yield Problem(
+            ("training.packing", mode_key),
+            "must be true when channel_b.mode is step, got false; a step's answers share packs",
+        )
 
 
 def _pipeline(config: Config) -> Iterator[Problem]:
@@ -121,6 +135,18 @@ def _tuner(config: Config) -> Iterator[Problem]:
             f"says itself which modules get an adapter, got target_modules {list(tuner.target_modules)} beside it; "
             "leave one of them out",
         )
+
+
+def _adapters(config: Config) -> Iterator[Problem]:
+    """Keys of adapters where none are trained; what stands at its default is not meant."""
+    tuner = config.tuner
+    for name in ADAPTER_KEYS if tuner.train_type == "full" else ():
+        value = getattr(tuner, name)
+        if value != _default_of(tuner, name):
+            shown = list(value) if isinstance(value, tuple) else value
+            yield Problem(
+                (f"tuner.{name}", "tuner.train_type"), f"is about adapters, got {shown} with train_type full; set lora"
+            )
 
 
 def _evaluation(config: Config) -> Iterator[Problem]:
@@ -168,6 +194,25 @@ def _repeats(config: Config) -> Iterator[Problem]:
     limits = (repeat.max_consecutive_token_repeats, repeat.ngram_repeats, repeat.max_object_keys)
     if repeat.enabled and not any(limits):
         yield Problem((f"{key}.enabled",), "true without a limit; set max_consecutive_token_repeats, ngram_* or keys")
+
+
+def _engine(config: Config) -> Iterator[Problem]:
+    rollout = config.rollout
+    backend_key, ranks = f"{ROLLOUT}.rollout_backend", rollout.vllm.tensor_parallel_size
+    if rollout.rollout_backend == "hf" and ranks > 1:
+        yield Problem(
+            (f"{ROLLOUT}.vllm.tensor_parallel_size", backend_key),
+            f"a server of hf uses one GPU, got {ranks} (server_tp); leave it at 1, or set rollout_backend vllm",
+        )
+    if rollout.rollout_backend == "vllm" and rollout.temperature > VLLM_MAX_TEMPERATURE:
+        yield Problem(
+            (f"{ROLLOUT}.temperature", backend_key),
+            f"vllm takes at most {VLLM_MAX_TEMPERATURE:g}, got {rollout.temperature:g}; lower it",
+        )
+
+
+def _default_of(section: Section, name: str) -> object:
+    return type(section).model_fields[name].default
 
 
 def _unused(config: Config) -> Iterator[Problem]:

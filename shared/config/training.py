@@ -114,7 +114,7 @@ class TrainingSection(Section):
     )
     seed: int = Field(default=42, ge=0, description="order of the records, sampling, and initial weights of adapters")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
-    dataloader_drop_last: bool = Field(default=True, description="every optimizer step is whole; step mode requires it")
+    dataloader_drop_last: bool = Field(default=True, description="must be true: every optimizer step is whole")
     dataloader_num_workers: int = Field(default=2, ge=0, description="threads that read images")
     logging_steps: int = Field(default=10, ge=1, description="optimizer steps between two records of logging.jsonl")
     logging_first_step: bool = Field(default=False, description="log the first step too")

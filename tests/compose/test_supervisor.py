@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
+BY_VLLM = "custom.extra.rollout_matching.rollout_backend=vllm"
 STALL = "custom.extra.rollout_matching.vllm.server.stall_timeout_s"
 
 CONFIG = """
@@ -306,7 +307,7 @@ def test_a_taken_port_is_told_before_anything_starts(start: Start) -> None:
             ["custom.extra.rollout_matching.vllm.server.servers=[{base_url: http://a:1}, {base_url: http://b:1}]"],
             "names 2",
         ),
-        (["server_gpus=0,1,2", "server_tp=2"], "give a multiple"),
+        (["server_gpus=0,1,2", "server_tp=2", BY_VLLM], "give a multiple"),
         (["max_restarts=often"], "max_restarts=often"),
         (["training.sed=1"], "did you mean `training.seed`"),
         (["wait_timeout=soon"], "wait_timeout=soon"),

@@ -22,6 +22,8 @@ custom:
 """
 ROLLOUT = "custom.extra.rollout_matching"
 AB = "custom.extra.stage2_ab"
+STAGE1 = "custom.trainer_variant=stage1_sft"
+MICRO = f"{AB}.channel_b.mode=micro"
 
 
 @pytest.fixture
@@ -112,7 +114,28 @@ RULES = [
     (["training.packing=false"], "training.packing", "channel_b.mode"),
     (["training.dataloader_drop_last=false"], "training.dataloader_drop_last", "whole"),
     (["training.packing_drop_last=false"], "training.packing_drop_last", "true"),
+    ([STAGE1, "training.dataloader_drop_last=false"], "training.dataloader_drop_last", "whole"),
+    ([MICRO, "training.dataloader_drop_last=false"], "training.dataloader_drop_last", "whole"),
     ([f"{ROLLOUT}.post_rollout_pack_scope=step"], f"{ROLLOUT}.post_rollout_pack_scope", "'step'"),
+    ([STAGE1, f"{ROLLOUT}.post_rollout_pack_scope=step"], f"{ROLLOUT}.post_rollout_pack_scope", "'step'"),
+    ([MICRO, f"{ROLLOUT}.post_rollout_pack_scope=step"], f"{ROLLOUT}.post_rollout_pack_scope", "'step'"),
+    (
+        ["training.per_device_train_batch_size=4", f"{ROLLOUT}.rollout_generate_batch_size=6"],
+        "training.per_device_train_batch_size",
+        "got 4 and 6",
+    ),
+    ([f"{ROLLOUT}.vllm.tensor_parallel_size=2"], f"{ROLLOUT}.vllm.tensor_parallel_size", "got 2 (server_tp)"),
+    (
+        [f"{ROLLOUT}.rollout_backend=vllm", f"{ROLLOUT}.temperature=2.5"],
+        f"{ROLLOUT}.temperature",
+        "vllm takes at most 2, got 2.5",
+    ),
+    (["tuner.lora_rank=8"], "tuner.lora_rank", "got 8 with train_type full"),
+    (["tuner.lora_alpha=8"], "tuner.lora_alpha", "got 8.0 with train_type full"),
+    (["tuner.lora_dropout=0.1"], "tuner.lora_dropout", "got 0.1 with train_type full"),
+    (["tuner.target_modules=[q_proj]"], "tuner.target_modules", "got ['q_proj'] with train_type full"),
+    (["tuner.target_regex=.*"], "tuner.target_regex", "got .* with train_type full"),
+    (["tuner.modules_to_save=[norm]"], "tuner.modules_to_save", "got ['norm'] with train_type full"),
     (
         ["training.effective_batch_size=10", "training.per_device_train_batch_size=4"],
         "training.effective_batch_size",
@@ -181,6 +204,23 @@ def test_a_broken_rule_names_its_key_and_values(path: Path, overrides: list[str]
     assert any(said in line for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tuner.train_type=lora", "tuner.lora_rank=8", "tuner.lora_alpha=8", "tuner.modules_to_save=[norm]"],
+        ["tuner.lora_rank=16", "tuner.target_modules=all-linear"],
+        ["training.per_device_train_batch_size=6", f"{ROLLOUT}.rollout_generate_batch_size=6"],
+        [f"{ROLLOUT}.rollout_backend=vllm", f"{ROLLOUT}.temperature=2", f"{ROLLOUT}.vllm.tensor_parallel_size=2"],
+        [f"{ROLLOUT}.temperature=3"],
+    ],
+    ids=" ".join,
+)
+def test_what_something_reads_is_taken(path: Path, tmp_path: Path, overrides: list[str]) -> None:
+    config, resolved = load_config(path, overrides), tmp_path / "config.resolved.yaml"
+    save_resolved(config, resolved)
+    assert load_config(resolved) == config
+
+
 def test_a_bare_no_is_the_word_and_not_false(path: Path) -> None:
     training = load_config(path, ["training.save_strategy=no", "training.eval_strategy=no"]).training
     assert (training.save_strategy, training.eval_strategy) == ("no", "no")
@@ -208,8 +248,5 @@ def test_batch_sizes_are_derived_from_what_is_given(path: Path) -> None:
     per_device = "training.per_device_train_batch_size=4"
     assert sizes(per_device, "training.effective_batch_size=12") == (4, 3, 12)
     assert sizes(per_device, "training.gradient_accumulation_steps=2") == (4, 2, 8)
-    assert sizes(per_device, f"{ROLLOUT}.rollout_generate_batch_size=6", "training.effective_batch_size=12") == (
-        6,
-        2,
-        12,
-    )
+    generate = f"{ROLLOUT}.rollout_generate_batch_size=6"
+    assert sizes(generate, "training.effective_batch_size=12") == (6, 2, 12)
