@@ -99,6 +99,7 @@ PACKING = (
     _ratio("packing/post_rollout_fill", "share", "all", "tokens in packs", "packs × capacity"),
     _ratio("packing/post_rollout_segments", "targets", "all", "targets", "packs"),
     _ratio("packing/num_packs", "packs", "all", "packs", "logged steps"),
+    _ratio("packing/tokens_per_s", "tokens/s", "all", "tokens in packs", "seconds of steps"),
 )
 
 TIME = (

@@ -105,7 +105,7 @@ def progress_bar(console: Console) -> bars.Progress:
 
 
 def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str, float]) -> str:
-    """One step for a human: what was learned, how the answers were, where the time went."""
+    """One step for a human: what was learned, how fast, where the time of both sides went, how the answers were."""
     parts = [
         f"{channel.value} {step:>4}/{num_steps}",
         f"loss {metrics['loss']:.3f}",
@@ -113,6 +113,7 @@ def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str,
         f"giou {metrics.get('loss/bbox_giou', 0):.3f}",
         f"lr {metrics['learning_rate']:.1e}",
         f"{metrics['time/step_s']:.2f} s",
+        f"{metrics['packing/tokens_per_s']:.0f} tokens/s learned",
         f"learner {metrics['share/learner_computing']:.0%}",
     ]
     if metrics.get("share/server_decoding"):
@@ -122,6 +123,6 @@ def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str,
             f"recall {metrics['rollout/recall']:.2f}",
             f"precision {metrics.get('rollout/precision', 0):.2f}",
             f"valid {metrics['rollout/sample_valid_pred_rate']:.2f}",
-            f"{metrics.get('rollout/gen_tokens_per_s', 0):.0f} tokens/s",
+            f"{metrics.get('rollout/gen_tokens_per_s', 0):.0f} tokens/s decoded",
         ]
     return "  ".join(parts)

@@ -81,7 +81,7 @@ class StepReport:
         tallies = self._tallies
         tallies.count("stage2/channel_a", self._plan.channel is Channel.A, 1)
         tallies.count("stage2/channel_b", self._plan.channel is Channel.B, 1)
-        self._count_packs(tallies)
+        self._count_packs(tallies, step_s)
         count_update(tallies, update)
         tallies.note("epoch", self._plan.epoch)
         self._count_times(tallies, update, lane)
@@ -99,12 +99,13 @@ class StepReport:
             lost=tuple(self._lost),
         )
 
-    def _count_packs(self, tallies: Tallies) -> None:
+    def _count_packs(self, tallies: Tallies, step_s: float) -> None:
         num_packs = len(self._packs)
         tokens = sum(pack.num_tokens for pack in self._packs)
         tallies.count("packing/post_rollout_fill", tokens, sum(pack.capacity for pack in self._packs))
         tallies.count("packing/post_rollout_segments", sum(pack.num_targets for pack in self._packs), num_packs)
         tallies.count("packing/num_packs", num_packs, 1)
+        tallies.count("packing/tokens_per_s", tokens, step_s)
 
     def _count_times(self, tallies: Tallies, update: Update, lane: ComputeLane) -> None:
         """Count what each part took."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from learner.plan.schedule import Channel
 from learner.progress import Progress
-from learner.reporting.sinks import Sinks
+from learner.reporting.sinks import Sinks, console_line
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
 from learner.rollouts.remote import LostSample
@@ -24,6 +24,7 @@ def finished(step: int, channel: Channel = Channel.A, lost: tuple[LostSample, ..
     tallies.count("loss", step + 1, 1)
     tallies.count("time/step_s", 0.5, 1)
     tallies.count("share/learner_computing", 0.4, 0.5)
+    tallies.count("packing/tokens_per_s", 1000, 0.5)
     tallies.note("learning_rate", 0.1)
     return StepRecord(step, channel, 0.5, tallies, (f"train:{step}",), (), lost)
 
@@ -54,9 +55,22 @@ def test_each_step_is_on_disk_and_on_the_console_when_it_ends(tmp_path: Path, co
         "loss": 2.0,
         "time/step_s": 0.5,
         "share/learner_computing": 0.8,
+        "packing/tokens_per_s": 2000.0,
         "learning_rate": 0.1,
     }
     assert "A    2/2  loss 2.000" in printed(console)
+
+
+def test_the_console_tells_rates_and_how_both_sides_spent_the_time() -> None:
+    metrics = {"loss": 1.0, "learning_rate": 0.1, "time/step_s": 0.5}
+    metrics |= {"packing/tokens_per_s": 2000.4, "share/learner_computing": 0.8}
+    line = console_line(3, 9, Channel.A, metrics)
+    assert "0.50 s  2000 tokens/s learned  learner 80%" in line
+    assert "servers" not in line
+    metrics |= {"share/server_decoding": 0.3, "rollout/recall": 0.5, "rollout/sample_valid_pred_rate": 1.0}
+    line = console_line(3, 9, Channel.B, {**metrics, "rollout/gen_tokens_per_s": 123.4})
+    assert "2000 tokens/s learned  learner 80%  servers 30%" in line
+    assert line.endswith("123 tokens/s decoded")
 
 
 def test_steps_share_a_record_and_none_is_left_over(tmp_path: Path, console: Console) -> None:

@@ -75,6 +75,7 @@ def test_packs_are_counted_by_tokens_and_targets(plan_of: PlanOf) -> None:
     report.add_pack(pack(num_targets=1, num_tokens=30))
     metrics = closed(report).tallies.reduced()
     assert metrics["packing/post_rollout_fill"] == pytest.approx(0.6)
+    assert metrics["packing/tokens_per_s"] == pytest.approx(120 / metrics["time/step_s"])
     assert (metrics["packing/post_rollout_segments"], metrics["packing/num_packs"]) == (2, 2)
 
 
