@@ -170,6 +170,7 @@ def test_several_servers_share_the_gpus_and_stop_in_reverse_order(start: Start) 
 def test_servers_alone_run_and_are_restarted_until_a_signal(start: Start) -> None:
     run = start("--gpus", "0,1", serve=True, OMP_NUM_THREADS="1")
     assert any("server-1: ready" in line for line in run.process.stdout)
+    wait_for(lambda: len(run.pids()) == 4)
     os.kill(int(re.findall(r"^pid (\d+)", run.log("server-0"), re.MULTILINE)[0]), signal.SIGKILL)
     wait_for(lambda: len(run.pids()) == 6)
     run.process.send_signal(signal.SIGTERM)
