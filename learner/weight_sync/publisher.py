@@ -60,7 +60,7 @@ class WeightPublisher:
     learner process, so that a server that served another one is always sent everything first. Snapshots and their
     writing run on `compute`, the lane that owns the model. The newest full file under `root` and the newest merged one
     are kept until the next, so that a server that comes back can be brought up at any time, whatever the learner's own
-    weights have become; they take as much room as the weights.
+    weights have become; the second takes at most as much room again as the first.
     """
 
     def __init__(
