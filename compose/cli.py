@@ -12,9 +12,10 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from compose.announcement import announced_servers
 from compose.doctor import run_doctor
 from compose.dry_run import dry_run
-from compose.launch_plan import Launch, Work, plan_launch
+from compose.launch_plan import Launch, Work, plan_launch, servers_override
 from compose.report import write_report
 from compose.supervisor import run_supervised
 from shared.config.keys import nearest_key
@@ -71,11 +72,14 @@ def up(
 def serve(
     config: ConfigFile,
     port: Annotated[str, typer.Option(help="Port to listen on; with several servers, of the first.")] = "8000",
-    gpus: Annotated[str, typer.Option(help="Run a server for each GPU (or tensor_parallel_size GPUs).")] = "",
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="Run and watch a server for each GPU (or tensor_parallel_size GPUs); empty: one on the CPU."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run one rollout server in this terminal, or several that are watched and restarted."""
-    if not gpus:
+    if gpus is None:
         _become("rollout_server", "--config", str(config), "--port", str(port), *(overrides or ()))
     launch = parse_launch(overrides or (), config=config, server_gpus=gpus, server_port=port)
     raise typer.Exit(run_supervised(launch, work=None))
@@ -83,8 +87,12 @@ def serve(
 
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Run the learner alone, against servers that are already running."""
-    _become("learner", "--config", str(config), *(overrides or ()))
+    """Run the learner alone, against running servers: those of the config, or of `serve --gpus` in its output_dir."""
+    arguments = tuple(overrides or ())
+    loaded = load_config(config, arguments)
+    if not loaded.rollout.vllm.server.servers and (addresses := announced_servers(loaded)):
+        arguments += (servers_override(addresses),)
+    _become("learner", "--config", str(config), *arguments)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,10 +165,7 @@ def _planned_server(
 def _planned_work(
     work: Work, servers: list[PlannedServer], config: Config, resolved: Path, environment: dict[str, str]
 ) -> ProcessSpec:
-    addresses = yaml.safe_dump(
-        [{"base_url": server.base_url} for server in servers], default_flow_style=True, width=10**6
-    )
-    override = f"{VLLM}.server.servers={addresses.strip()}"
+    override = servers_override([server.base_url for server in servers])
     return ProcessSpec(
         name=work.name,
         argv=(sys.executable, "-m", work.module, "--config", str(resolved), *work.arguments, override),
@@ -175,6 +173,12 @@ def _planned_work(
         log=config.training.output_dir / f"{work.name}.log",
         on_console=True,
     )
+
+
+def servers_override(base_urls: Sequence[str]) -> str:
+    """The `key=value` argument that tells a learner where its servers are."""
+    addresses = yaml.safe_dump([{"base_url": url} for url in base_urls], default_flow_style=True, width=10**6)
+    return f"{VLLM}.server.servers={addresses.strip()}"
 
 
 def _with_weights(launch: Launch, work: Work | None) -> tuple[LoadedConfig, Path | None]:

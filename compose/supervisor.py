@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from compose.announcement import announced
 from compose.doctor import EarlyPreflight, check_launch
 from compose.launch_plan import Launch, LaunchPlan, PlannedServer, ServerProgram, Work, plan_launch
 from compose.process import ChildProcess, ProcessSpec
@@ -59,6 +60,8 @@ def run_supervised(
             _drop_weights(plan.weights)
             stack.callback(_drop_weights, plan.weights)
             servers = [_started(planned, stack) for planned in plan.servers]
+            if work is None:
+                stack.enter_context(announced([server.base_url for server in servers], plan.resolved.parent))
             with _early_preflight(plan, console) as look:
                 wait_until_ready(servers, launch.wait_timeout, launch.wait_interval, console, meanwhile=look)
             child = None

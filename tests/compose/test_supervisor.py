@@ -1,5 +1,6 @@
 """A run of the real supervisor, in a process of its own, over small stand-ins for server and learner."""
 
+import json
 import os
 import re
 import signal
@@ -171,11 +172,15 @@ def test_servers_alone_run_and_are_restarted_until_a_signal(start: Start) -> Non
     run = start("--gpus", "0,1", serve=True, OMP_NUM_THREADS="1")
     assert any("server-1: ready" in line for line in run.process.stdout)
     wait_for(lambda: len(run.pids()) == 4)
+    ports = [re.findall(r"--port (\d+)", run.log(f"server-{place}"))[0] for place in range(2)]
+    announced = run.folder / "servers.json"
+    assert json.loads(announced.read_text()) == [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
     os.kill(int(re.findall(r"^pid (\d+)", run.log("server-0"), re.MULTILINE)[0]), signal.SIGKILL)
     wait_for(lambda: len(run.pids()) == 6)
     run.process.send_signal(signal.SIGTERM)
     assert "server-0 died with code -9; restart 1 of 3" in run.process.stdout.read()
     assert run.process.wait() == 143
+    assert not announced.exists()
     assert_nothing_is_left(run, at_least=6)
 
 

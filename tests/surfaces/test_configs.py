@@ -22,5 +22,7 @@ def test_every_shipped_config_loads(run: str) -> None:
 
 
 def test_no_two_shipped_runs_write_to_one_folder() -> None:
-    folders = [load_config(CONFIGS / run).training.output_dir for run in RUNS]
-    assert len(set(folders)) == len(RUNS)
+    """In containers it is RUN_DIR of the run's `.env`, mounted at one place."""
+    runs = [run for run in RUNS if not run.startswith("containers/")]
+    folders = [load_config(CONFIGS / run).training.output_dir for run in runs]
+    assert len(set(folders)) == len(runs)
