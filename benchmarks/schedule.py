@@ -78,10 +78,9 @@ class PatientLearner:
         self.loaded, self.lay_out = learner.loaded, learner.lay_out
 
     def accumulate(self, pack: LaidOutPack, objective: Objective, totals: StepTotals) -> PackReport:
-        num_targets = pack.batch.num_samples
-        seconds = num_targets * LEARNING_S / SCALE / (len(CYCLE) * NUM_ANSWERS)
+        seconds = pack.batch.num_samples * LEARNING_S / SCALE / (len(CYCLE) * NUM_ANSWERS)
         time.sleep(seconds)
-        return PackReport(num_targets, pack.num_tokens, pack.capacity, pack.collate_s, seconds, 0.0)
+        return PackReport(pack.batch.record_ids, pack.num_tokens, pack.capacity, pack.collate_s, seconds, 0.0)
 
     def update(self) -> Update:
         return Update(*[0.0] * 6, num_samples=1, num_boxes=1, grad_norm=0.0, learning_rate=0.0, optimizer_s=0.0)

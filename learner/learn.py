@@ -33,12 +33,16 @@ class LaidOutPack:
 class PackReport:
     """What one pack held and how long it took. Its loss is in the step's `Update`, which is read once."""
 
-    num_targets: int
+    record_ids: tuple[str, ...]
     num_tokens: int
     capacity: int
     collate_s: float
     forward_s: float
     backward_s: float
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.record_ids)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Learner:
         self._learned.append(_Learned(pack.batch.record_ids, terms.num_boxes, terms.sums()))
         forward_s, backward_s = watch.laps()
         return PackReport(
-            num_targets=pack.batch.num_samples,
+            record_ids=pack.batch.record_ids,
             num_tokens=pack.num_tokens,
             capacity=pack.capacity,
             collate_s=pack.collate_s,

@@ -24,6 +24,7 @@ async def train(run: Run) -> None:
             async with packed(step, targets, run.packer, run.learner.lay_out, run.in_order) as packs:
                 async for pack in packs:  # decoding goes on while we learn
                     report.add_pack(await run.compute(run.learner.accumulate, pack, objective, step.totals))
+            report.check_complete()
             update = await run.compute(run.learner.update)  # exactly one optimizer step
             run.progress.advance(step)
             record = report.closed(update, run.compute)

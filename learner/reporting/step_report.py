@@ -1,6 +1,7 @@
 """What one optimizer step counted and how long its parts took."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from learner.accounting import Lap, LearnerActivity, RunAccount, ServerActivity
@@ -12,13 +13,18 @@ from learner.plan.step_plan import StepPlan
 from learner.reporting.tallies import Tallies
 from learner.rollouts.remote import LostSample
 from learner.teacher import LearnedRollout
+from shared.errors import BoxloopError
+
+
+class RecordsMiscounted(BoxloopError):
+    """What a step learned and what it lost are not the records of its plan; this is a defect of the learner."""
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """A finished step: its sums, ready to be logged alone or together with its neighbours.
 
-    `trained` are the ids of the records that were learned; `learned` holds what Channel B made of them.
+    `trained` are the ids of the records that were in packs, in their order; `learned` is what Channel B made of them.
     """
 
     step: int
@@ -73,6 +79,24 @@ class StepReport:
         self.add_time("time/rollout_parse_match_s", seconds)
         count_answer(self._tallies, learned, self._plan.step)
 
+    def check_complete(self) -> None:
+        """Raise RecordsMiscounted unless every record was in a pack or was lost, as often as it stands in the plan.
+
+        To be called between the last pack and the update, so that a step that is not whole moves nothing.
+        """
+        planned = Counter(record.record_id for record in self._plan.records)
+        found = Counter(self._trained) + Counter(each.request.encoded.record.record_id for each in self._lost)
+        if found != planned:
+            missing, too_many = sorted((planned - found).elements()), sorted((found - planned).elements())
+            raise RecordsMiscounted(
+                f"step {self._plan.step}: neither learned nor lost: {missing}; learned or lost too often: {too_many}; "
+                "the weights are as before this step"
+            )
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        return tuple(record_id for pack in self._packs for record_id in pack.record_ids)
+
     def closed(self, update: Update, lane: ComputeLane) -> StepRecord:
         """Close the step after its update; `lane` tells when the learner computed."""
         if self._plan.channel is Channel.B:
@@ -88,13 +112,12 @@ class StepReport:
         count_laps(tallies, step_s, self._between, lap)
         if self._plan.channel is Channel.B:
             tallies.count("time/rollout_wait_s", lap.learner[LearnerActivity.WAITING_ROLLOUTS], 1)
-        lost = {each.request.uid for each in self._lost}
         return StepRecord(
             step=self._plan.step,
             channel=self._plan.channel,
             seconds=step_s,
             tallies=tallies,
-            trained=tuple(record.record_id for record in self._plan.records if record.record_id not in lost),
+            trained=self._trained,
             learned=tuple(self._learned),
             lost=tuple(self._lost),
         )

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from rich.console import Console
 
 from learner.build import open_run
+from learner.data.sample import TrainingSample
 from learner.guard import RunLeftItsBands
+from learner.packing.policies import NoPacking
+from learner.reporting.step_report import RecordsMiscounted
 from learner.run import Run
 from learner.train import train
 from learner.weight_sync.merge import full_weights
@@ -133,6 +137,27 @@ async def test_a_step_that_loses_every_answer_is_an_error(opened: Opened) -> Non
         with pytest.raises(ProtocolError, match="every answer was lost"):
             await trained(run)
         assert unmoved(run, before)
+
+
+class Doubling(NoPacking):
+    """Hands out every third target twice in place of the fourth: packs are as many as they should be."""
+
+    def add(self, sample: TrainingSample) -> None:
+        super().add(self.before if self.num_added % 4 == 3 else sample)
+        self.before, self.num_added = sample, self.num_added + 1
+
+    num_added = 0
+
+
+async def test_an_answer_that_is_learned_twice_in_place_of_another_moves_nothing(
+    opened: Opened, tmp_path: Path
+) -> None:
+    async with opened(B_ONLY) as run:
+        before = weights(run)
+        with pytest.raises(RecordsMiscounted, match=r"step 0: neither .*train:.* too often: .*train:"):
+            await trained(replace(run, packer=Doubling(512)))
+        assert unmoved(run, before)
+    assert not (tmp_path / "run" / "ledger.jsonl").read_text()
 
 
 async def test_a_server_that_is_lost_leaves_the_weights_of_the_last_whole_step(opened: Opened) -> None:

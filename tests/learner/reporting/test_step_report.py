@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from learner.detection.serialize import answer_text
 from learner.learn import PackReport, Update
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
-from learner.reporting.step_report import StepRecord, StepReport
+from learner.reporting.step_report import RecordsMiscounted, StepRecord, StepReport
 from learner.reporting.tallies import Tallies
 from learner.rollouts.remote import LostSample
 from learner.teacher import LearnedRollout
@@ -35,7 +36,13 @@ def update(**changes: Any) -> Update:
 
 
 def pack(**changes: Any) -> PackReport:
-    numbers = {"num_targets": 2, "num_tokens": 60, "capacity": 100, "collate_s": 0.0, "forward_s": 0.0}
+    numbers = {
+        "record_ids": ("train:1", "train:2"),
+        "num_tokens": 60,
+        "capacity": 100,
+        "collate_s": 0.0,
+        "forward_s": 0.0,
+    }
     return PackReport(**{**numbers, "backward_s": 0.0, **changes})
 
 
@@ -71,8 +78,8 @@ def test_losses_are_divided_by_what_they_were_summed_over(plan_of: PlanOf) -> No
 
 def test_packs_are_counted_by_tokens_and_targets(plan_of: PlanOf) -> None:
     report = opened(plan_of(0, Channel.A))
-    report.add_pack(pack(num_targets=3, num_tokens=90))
-    report.add_pack(pack(num_targets=1, num_tokens=30))
+    report.add_pack(pack(record_ids=("a", "b", "c"), num_tokens=90))
+    report.add_pack(pack(record_ids=("d",), num_tokens=30))
     metrics = closed(report).tallies.reduced()
     assert metrics["packing/post_rollout_fill"] == pytest.approx(0.6)
     assert metrics["packing/tokens_per_s"] == pytest.approx(120 / metrics["time/step_s"])
@@ -197,6 +204,26 @@ def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learne
     record = closed(report, **sums, num_samples=0, num_boxes=0)
     assert record.lost == (lost,)
     assert record.tallies.reduced()["packing/num_packs"] == 0
+
+
+def test_what_was_in_packs_was_trained_and_a_record_that_stands_twice_counts_twice(
+    plan_of: PlanOf, learned_of: LearnedOf
+) -> None:
+    record = learned_of("{}").rollout.request.encoded.record
+    plan = replace(plan_of(2, Channel.B), groups=((record, replace(record, record_id="train:2"), record),))
+    request = replace(learned_of("{}").rollout.request, repeat=1)
+    assert request.uid == "train:1+1"
+    report = opened(plan)
+    report.add_pack(pack(record_ids=("train:2",)))
+    report.add_lost(LostSample(request, "engine_error", "died", retryable=True))
+    with pytest.raises(RecordsMiscounted, match=r"nor lost: \['train:1'\]"):
+        report.check_complete()
+    report.add_pack(pack(record_ids=("train:1",)))
+    report.check_complete()
+    assert closed(report).trained == ("train:2", "train:1")
+    report.add_pack(pack(record_ids=("train:1",)))
+    with pytest.raises(RecordsMiscounted, match=r"too often: \['train:1'\]"):
+        report.check_complete()
 
 
 def test_steps_logged_together_are_added_before_they_are_divided(plan_of: PlanOf, learned_of: LearnedOf) -> None:
