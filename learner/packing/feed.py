@@ -19,7 +19,13 @@ LINGER_S = 0.002
 
 
 class GroupPacker(Protocol[Item]):
-    """What fills packs: fed one item at a time, asked for a pack whenever the learner could use one."""
+    """What fills packs: fed one item at a time, asked for a pack whenever the learner could use one.
+
+    No more than `most_waiting` items and `most_tokens` tokens are to wait for a pack, or in one for the learner.
+    """
+
+    most_waiting: float
+    most_tokens: float
 
     def add(self, item: Item) -> None: ...
     def take(self, hungry: bool = False) -> Pack[Item] | None: ...
@@ -32,16 +38,18 @@ class PackFeed(Generic[Item]):
     A task of `packs` fills the packer with what arrives, `packs` drains it, and `asking` tells it when the learner has
     run out; either wakes it. While the learner is busy, the pack that is made ready for it is one filled to
     `packing_min_fill_ratio`. An idle learner gets the fullest there is, however empty: to wait would be to do the same
-    work later. When it falls behind, packs are full by themselves. `in_order` decides by the order of arrival alone.
+    work later. When it falls behind, packs are full by themselves, and when more waits than the packer allows, no more
+    is asked for until the learner has taken a pack. `in_order` decides by the order of arrival alone.
     """
 
     def __init__(self, packer: GroupPacker[Item], in_order: bool = False) -> None:
         self._packer = packer
         self._in_order = in_order
+        self._num_waiting = self._num_tokens = 0
         self._num_wanted = 0
         """Packs that the learner has asked for, less those made: 1 = it is idle, −1 = one is ready."""
         self._filling = False
-        self._changed = anyio.Event()
+        self._changed, self._room = anyio.Event(), anyio.Event()
         self._made: deque[Pack[Item]] = deque()
 
     async def packs(self, groups: Iterable[AsyncGenerator[Item, None]]) -> AsyncGenerator[Pack[Item], None]:
@@ -52,6 +60,9 @@ class PackFeed(Generic[Item]):
                 tasks.start_soon(self._fill, items)
                 while (pack := await self._next()) is not None:
                     self._num_wanted -= 1
+                    self._num_waiting -= len(pack.items)
+                    self._num_tokens -= pack.num_tokens
+                    self._room.set()
                     yield pack
 
     async def asking(self, packs: MemoryObjectReceiveStream[Made]) -> AsyncIterator[Made]:
@@ -69,12 +80,26 @@ class PackFeed(Generic[Item]):
         async with aclosing(items):
             async for item in items:
                 self._packer.add(item)
+                self._num_waiting += 1
+                self._num_tokens += item.num_tokens
                 if self._in_order:
                     self._made.extend(iter(self._packer.take, None))
                 self._changed.set()
+                await self._wait_for_room()
         self._made.extend(self._packer.close())
         self._filling = False
         self._changed.set()
+
+    async def _wait_for_room(self) -> None:
+        """Wait while there is too much and a pack of it can be taken; an overfull packer makes one when asked."""
+        while self._num_waiting > self._packer.most_waiting or self._num_tokens > self._packer.most_tokens:
+            if not self._made:
+                if (pack := self._packer.take()) is None:
+                    return
+                self._made.append(pack)
+            self._changed.set()
+            self._room = anyio.Event()
+            await self._room.wait()
 
     async def _next(self) -> Pack[Item] | None:
         """The next pack of the group that is being filled, or None when it has no more."""

@@ -17,6 +17,9 @@ class Sized(Protocol):
 
 Item = TypeVar("Item", bound=Sized)
 
+MOST_PACKS_WAITING = 8
+"""So many packs of targets may wait: enough to choose from. Targets hold their images, 24 kB of pixels a token."""
+
 
 @dataclass(frozen=True)
 class Pack(Generic[Item]):
@@ -65,11 +68,13 @@ class Packer(Generic[Item]):
     def __init__(self, capacity: int, min_fill: float, buffer: int = 256) -> None:
         """`capacity` in tokens; `min_fill` is the share of it (0..1) from which a pack is handed out.
 
-        At most `buffer` items wait: beyond that the fullest pack is handed out whatever its fill.
+        At most `buffer` items wait, and `MOST_PACKS_WAITING` times the capacity in tokens: beyond that the fullest pack
+        is handed out whatever its fill.
         """
         self._capacity = capacity
         self._min_tokens = min_fill * capacity
-        self._buffer = buffer
+        self.most_waiting: float = buffer
+        self.most_tokens: float = MOST_PACKS_WAITING * capacity
         self._open: list[list[Item]] = []
         self._tokens: list[int] = []
         self._num_waiting = 0
@@ -89,14 +94,15 @@ class Packer(Generic[Item]):
         self._num_waiting += 1
 
     def take(self, hungry: bool = False) -> Pack[Item] | None:
-        """Hand out the fullest pack, or None when it is not filled to `min_fill` and no more than `buffer` items wait.
+        """Hand out the fullest pack, or None when it is not filled to `min_fill` and no more wait than may.
 
         A hungry caller has nothing else to do, and gets it whatever its fill.
         """
         if not self._open:
             return None
         fullest = max(range(len(self._open)), key=self._tokens.__getitem__)
-        if not hungry and self._tokens[fullest] < self._min_tokens and self._num_waiting <= self._buffer:
+        too_many = self._num_waiting > self.most_waiting or sum(self._tokens) > self.most_tokens
+        if not (hungry or too_many) and self._tokens[fullest] < self._min_tokens:
             return None
         items = self._open.pop(fullest)
         self._num_waiting -= len(items)

@@ -1,12 +1,16 @@
 """Packing where a group of samples must fill one pack, or where each sample is a pack of its own."""
 
+import math
+
 from learner.data.sample import TrainingSample
-from learner.packing.packer import Pack
+from learner.packing.packer import MOST_PACKS_WAITING, Pack
 from shared.errors import DataError
 
 
 class OnePack:
     """Micro mode: whatever is added until `close` makes one pack, or is an error with both numbers."""
+
+    most_waiting = most_tokens = math.inf
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -33,7 +37,9 @@ class OnePack:
 class NoPacking:
     """`training.packing: false`: each sample is handed out at once, in a pack of its own."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, buffer: int = 256) -> None:
+        self.most_waiting: float = buffer
+        self.most_tokens: float = MOST_PACKS_WAITING * capacity
         self._capacity = capacity
         self._waiting: list[TrainingSample] = []
 

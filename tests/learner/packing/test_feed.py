@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
 
 from learner.packing.feed import LINGER_S, PackFeed
-from learner.packing.packer import Packer
+from learner.packing.packer import MOST_PACKS_WAITING, Packer
+from learner.packing.policies import NoPacking, OnePack
 from shared.streams import prefetched
 
 LATER_S = 10 * LINGER_S
@@ -59,6 +61,43 @@ async def test_no_pack_holds_items_of_two_groups() -> None:
 @pytest.mark.parametrize("bursts", [(7,), (1,) * 7, (3, 4)])
 async def test_in_order_packs_depend_on_the_order_of_arrival_alone(bursts: tuple[int, ...]) -> None:
     assert await sizes(PackFeed(Packer(100, 0.3), in_order=True), arriving(*bursts)) == [3, 3, 1]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize(
+    ("packer", "most"),
+    [
+        (Packer(100, 0.5, buffer=4), 4),
+        (Packer(100, 1.0, buffer=4), 4),
+        (Packer(20, 1.0), 2 * MOST_PACKS_WAITING),
+        (NoPacking(100, buffer=4), 4),
+    ],
+)
+async def test_while_the_learner_is_busy_no_more_is_asked_for_than_may_wait(
+    packer: Any, most: int, in_order: bool
+) -> None:
+    num_arrived = num_learned = 0
+
+    async def items() -> AsyncGenerator[Item, None]:
+        nonlocal num_arrived
+        for name in range(60):
+            num_arrived += 1
+            yield Item(name)
+
+    feed, names = PackFeed[Item](packer, in_order), []
+    with anyio.fail_after(10):
+        async with prefetched(feed.packs([items(), items()]), depth=1) as packs:
+            async for pack in feed.asking(packs):
+                num_learned += len(pack.items)
+                names += [item.name for item in pack.items]
+                await anyio.sleep(LINGER_S)
+                in_hand = 10  # the pack that is made ready is beyond the buffer
+                assert num_arrived <= num_learned + most + in_hand + 1
+    assert sorted(names) == sorted([*range(60), *range(60)])
+
+
+async def test_a_packer_that_makes_one_pack_of_a_group_is_given_all_of_it() -> None:
+    assert await sizes(PackFeed(OnePack(10**6)), arriving(300), arriving(2)) == [300, 2]  # type: ignore[arg-type]
 
 
 async def test_an_error_of_what_arrives_ends_the_packs() -> None:
