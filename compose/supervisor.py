@@ -22,8 +22,8 @@ from shared.config.models import Config
 from shared.errors import BoxloopError
 
 SERVER_GRACE_S = 10.0
-WORK_GRACE_S = 60.0
-"""Time for the learner's own grace period (learner/__main__.py) and its last checkpoint."""
+WORK_GRACE_S = 120.0
+"""Time for the learner's own grace period of 20 s (learner/__main__.py), the pack it is at, and its last checkpoint."""
 WATCH_INTERVAL_S = 0.2
 PASSED_ON = frozenset({0, 2, 3})
 

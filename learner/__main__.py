@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio
 from rich.console import Console
 
 from learner.progress import Progress
@@ -21,7 +22,7 @@ SCORES_FILE = "scores.json"
 """Written by an evaluation into its folder."""
 
 STEP_GRACE_S = 20.0
-"""How long the running step may take to end after a signal."""
+"""How long the running step may take to end after a signal; then it is given up."""
 ORPHAN_GRACE_S = 5.0
 """The same when the supervisor is gone, and the servers with it."""
 
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 async def until_signalled(config: Config, console: Console, evaluate_only: bool) -> int:
     """Train (or evaluate) until it is done, or until SIGINT or SIGTERM ends it; no half step is applied.
 
-    A training ends with the running step and a checkpoint. It is cancelled, as at a second signal, when that step takes
-    longer than STEP_GRACE_S.
+    A training ends with the running step and a checkpoint. When that step takes longer than STEP_GRACE_S it is given
+    up, and the checkpoint is of the step before. A second signal ends all at once.
     """
     from learner.build import open_run  # torch takes seconds to import: a bad config is told before
     from learner.reporting.scores import print_scores, write_scores
@@ -55,13 +56,17 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     folder = config.training.output_dir / "evaluation" if evaluate_only else config.training.output_dir
 
     training: Progress | None = None
+    steps = anyio.CancelScope()
 
     async def work() -> None:
         nonlocal training
         async with open_run(config, console, folder) as run:
             if not evaluate_only:
                 training = run.progress
-                await train(run)
+                with steps:
+                    await train(run)
+                if steps.cancelled_caught:
+                    await run.save_last_whole_step()
                 return
             scores = await run.evaluation.run(run.progress)
             print_scores(scores, console)
@@ -76,7 +81,7 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
             task.cancel()
             return
         training.stop_requested = True
-        loop.call_later(STEP_GRACE_S, task.cancel)
+        loop.call_later(STEP_GRACE_S, steps.cancel)
         console.print(
             f"{signal.Signals(number).name}: the running step has {STEP_GRACE_S:g} s to end, then a checkpoint"
         )

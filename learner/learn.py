@@ -95,6 +95,7 @@ class Learner:
         self._pad_token_id = pad_token_id
         self._max_grad_norm = max_grad_norm
         self._learned: list[_Learned] = []
+        self._random = random_state()
         self._copies = None if loaded.device.type == "cpu" else torch.Stream(device=loaded.device)
 
     def lay_out(self, pack: Pack[TrainingSample]) -> LaidOutPack:
@@ -151,6 +152,7 @@ class Learner:
             self.optimizer.step()
         finally:
             self.optimizer.zero_grad()
+        self._random = random_state()
         loss, ce, l1, giou, coord, mass = sums.sum(0).tolist()
         return Update(
             loss=loss,
@@ -166,10 +168,23 @@ class Learner:
             optimizer_s=time.perf_counter() - started,
         )
 
+    def abandon(self) -> None:
+        """Forget what was gathered since the last update, so that the step can be run again as if it had not begun."""
+        self._learned = []
+        self.optimizer.zero_grad()
+        cpu, devices = self._random
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(devices)
+
     def _clipped_norm(self) -> float:
         """L2 norm of all gradients as they were; scales them down to `max_grad_norm` if they are longer."""
         bound = self._max_grad_norm or float("inf")
         return float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, bound))
+
+
+def random_state() -> tuple[Tensor, list[Tensor]]:
+    """The states of torch's generators: the CPU's, and one a GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
 
 def _check_finite(learned: list[_Learned], sums: Tensor, norm: float) -> None:

@@ -9,13 +9,14 @@ from learner.plan.step_plan import StepPlan
 class Progress:
     """`step` counts finished optimizer steps, `cursor` the records they consumed over all epochs.
 
-    With `stop_requested` the step that runs is the last.
+    `saved_step` is that of the newest checkpoint. With `stop_requested` the step that runs is the last.
     """
 
     num_steps: int
     step: int = 0
     cursor: int = 0
     epoch: float = 0.0
+    saved_step: int = 0
     stop_requested: bool = False
 
     def advance(self, step: StepPlan) -> None:

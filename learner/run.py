@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
+import anyio
+
 from learner.accounting import LearnerActivity, RunAccount
 from learner.checkpoint import Checkpoints
 from learner.compute import ComputeLane
@@ -55,6 +57,18 @@ class Run:
         """Plan one step at a time from where the run stands until the plan's end, or until it is asked to stop."""
         while not (self.progress.done or self.progress.stop_requested):
             yield self.planner.plan(self.progress.step, self.progress.cursor)
+
+    async def save_last_whole_step(self) -> None:
+        """Leave the step that was broken off, and write a checkpoint of the one before unless there is one."""
+        await self.compute(self.learner.abandon)
+        if self.progress.step > self.progress.saved_step and self.checkpoints.due(self.progress):
+            await self.save()
+
+    async def save(self) -> None:
+        """Write a checkpoint, to the end: what cancels a run waits for it."""
+        with anyio.CancelScope(shield=True):
+            await self.compute(self.checkpoints.save, self.progress)
+            self.progress.saved_step = self.progress.step
 
     async def evaluate(self) -> Mapping[str, float]:
         """Score the weights of now, once nothing is decoded any more: a rollout has one version."""

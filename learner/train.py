@@ -1,5 +1,7 @@
 """The training loop."""
 
+import anyio
+
 from learner.plan.schedule import Channel
 from learner.reporting.step_report import StepReport
 from learner.run import Run
@@ -25,13 +27,14 @@ async def train(run: Run) -> None:
                 async for pack in packs:  # decoding goes on while we learn
                     report.add_pack(await run.compute(run.learner.accumulate, pack, objective, step.totals))
             report.check_complete()
-            update = await run.compute(run.learner.update)  # exactly one optimizer step
-            run.progress.advance(step)
-            record = report.closed(update, run.compute)
-            run.sinks.write(record)
+            with anyio.CancelScope(shield=True):  # a step that moves the weights is counted and logged
+                update = await run.compute(run.learner.update)  # exactly one optimizer step
+                run.progress.advance(step)
+                record = report.closed(update, run.compute)
+                run.sinks.write(record)
             await run.monitor.write(record)
             run.sinks.warn(run.guard.watch(record))
             if run.evaluation.due(run.progress):
                 run.checkpoints.score(run.progress, await run.evaluate())
             if run.checkpoints.due(run.progress):
-                await run.compute(run.checkpoints.save, run.progress)
+                await run.save()

@@ -54,6 +54,26 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
         torch.testing.assert_close(moved[0][name], weight, rtol=0, atol=1e-4)
 
 
+def test_an_abandoned_step_leaves_no_trace(workbench_of: Any, pack_of: Any, step_totals_of: Any) -> None:
+    moved = []
+    for begun in (False, True):
+        bench = workbench_of()
+        learner, totals = learner_on(bench), step_totals_of(bench.sample(1, 2))
+        torch.manual_seed(7)
+        for drawn in ("first", "second"):
+            if begun and drawn == "second":
+                before = torch.get_rng_state()
+                learner.accumulate(learner.lay_out(pack_of(bench.sample(2, 3))), channel_a(bench), totals)
+                torch.rand(5)  # a dropout's
+                learner.abandon()
+                assert torch.equal(torch.get_rng_state(), before)
+            learner.accumulate(learner.lay_out(pack_of(bench.sample(1, 2))), channel_a(bench), totals)
+            update = learner.update()
+        moved.append((update.loss, weights_of(bench)))
+    assert moved[0][0] == moved[1][0]
+    assert all(torch.equal(moved[0][1][name], moved[1][1][name]) for name in moved[0][1])
+
+
 def test_the_loss_is_made_of_its_reported_sums(workbench: Any, pack_of: Any, step_totals_of: Any) -> None:
     samples = [workbench.sample(seed, 2) for seed in range(3)]
     learner = learner_on(workbench)
