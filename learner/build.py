@@ -97,6 +97,7 @@ async def _wired(config: Config, console: Console, folder: Path, metrics: Metric
     if start.resumed is not None:
         state = checkpoints.restore(start.resumed)
         progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
+        progress.saved_step = state.global_step
     set_aside_later(folder, progress.step, in_use=Path(config.model.model))
     teacher, sampling = teacher_for(config, vocabulary), sampling_for(config.rollout, vocabulary)
     async with AsyncExitStack() as stack:
@@ -146,6 +147,7 @@ async def _wired(config: Config, console: Console, folder: Path, metrics: Metric
                 pool,
                 sampling,
                 weights,
+                account,
                 sinks,
                 console,
             ),

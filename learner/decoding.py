@@ -2,10 +2,13 @@
 
     the loop ── open_next ── _decode, a task ── one hand-off a group ── results ── the B step's targets
 
-At most one B step is decoded at a time, so a publish meets no open batch, and memory holds the answers of one step.
+At most one B step is decoded at a time, so a publish meets no open batch. While a step learns its own answers, few of
+them wait, and when it is slow no new ones are asked for; what is decoded ahead waits whole, so memory holds the answers
+of one step.
 """
 
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from anyio.abc import TaskGroup
 
 from learner.accounting import LearnerActivity, RunAccount
 from learner.data.prompt import Encoder
+from learner.detection.record import Record
 from learner.plan.planner import Planner
 from learner.plan.schedule import decode_lags
 from learner.plan.step_plan import StepPlan
@@ -24,7 +28,7 @@ from learner.rollouts.balance import RolloutPool
 from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
 from learner.weight_sync.publisher import WeightPublisher
 from shared.errors import ProtocolError
-from shared.streams import task_group
+from shared.streams import prefetched, task_group
 from shared.wire import PolicyVersion
 
 Result = Rollout | LostSample
@@ -35,7 +39,8 @@ class DecodingRules:
     """How B steps are decoded.
 
     `max_lag` is in optimizer steps, 0 = on-policy. Without `streaming` all answers are awaited before the first is
-    handed on; with `in_order` they are handed on in record order. No step from `num_steps` on is decoded.
+    handed on; with `in_order` they are handed on in record order. No step from `num_steps` on is decoded. At most
+    `most_waiting` answers wait for the step that learns them while it runs.
     """
 
     run_seed: int
@@ -43,6 +48,11 @@ class DecodingRules:
     max_lag: int = 0
     streaming: bool = True
     in_order: bool = False
+    most_waiting: int = 256
+
+    def room_for(self, num_answers: int) -> int:
+        """How many of a group's answers may wait: all, when nobody reads them before the last is there."""
+        return num_answers if self.max_lag or not self.streaming else min(num_answers, self.most_waiting)
 
     def told(self, pattern: Sequence[str]) -> str:
         """For the user, once: how old the weights are that decode."""
@@ -56,17 +66,17 @@ class DecodingRules:
 
 
 class _StepDecoding:
-    """The answers of one B step: filled by one task, drained by the step, with room for all of them.
+    """The answers of one B step: filled by one task, drained by the step.
 
     `published` lets the requests out, `requested` is set when the first of them are, `finished` when all have answers.
     """
 
-    def __init__(self, plan: StepPlan) -> None:
+    def __init__(self, plan: StepPlan, rules: DecodingRules) -> None:
         self.plan = plan
         self.version: PolicyVersion | None = None
         self.published, self.requested, self.finished = anyio.Event(), anyio.Event(), anyio.Event()
         self.requested_at = self.encode_s = 0.0
-        self.hand_offs = [anyio.create_memory_object_stream[Result](len(group)) for group in plan.groups]
+        self.hand_offs = [anyio.create_memory_object_stream[Result](rules.room_for(len(g))) for g in plan.groups]
 
 
 class Decoder:
@@ -109,11 +119,12 @@ class Decoder:
         if plan is None:
             return
         assert self._tasks is not None, "open_next is called inside `running`"
-        self._opened = _StepDecoding(plan)
+        self._opened = _StepDecoding(plan, self._rules)
         self._tasks.start_soon(self._decode, self._opened)
         with self._account.syncing():
             published = await self._weights.publish_if_stale(step.step)
         report.add_time("time/sync_s", published.seconds)
+        self._pool.leave_out(published.left_out)
         self._opened.version = published.version
         self._opened.published.set()
 
@@ -132,7 +143,7 @@ class Decoder:
         assert decoding.plan.step == step.step, "open_next opens a step before its results are read"
         await decoding.requested.wait()  # until then the learner waits for data
         if group == 0:
-            report.decoded(decoding.requested_at, decoding.encode_s)
+            report.decoded(decoding.requested_at)
         with self._account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
             if not self._rules.streaming:
                 await decoding.finished.wait()
@@ -140,21 +151,35 @@ class Decoder:
                 if isinstance(result, Rollout):
                     check_version(result, step.step, decoding.version, self._rules.max_lag)
                 yield result
+        if group == len(step.groups) - 1:
+            report.add_time("time/encode_s", decoding.encode_s)
 
     async def _decode(self, decoding: _StepDecoding) -> None:
-        """Read the records while the weights are published, then decode group by group."""
+        """Decode group by group; records are read while the weights are published and while others are decoded."""
         for group, (sender, _) in zip(decoding.plan.groups, decoding.hand_offs, strict=True):
-            started = time.monotonic()
-            encoded = [each async for each in encode_in_order(group, self._encoder)]
-            decoding.encode_s += time.monotonic() - started
-            await decoding.published.wait()
-            requests = decode_requests(encoded, self._rules.run_seed, decoding.plan.step)
-            decoding.requested_at = decoding.requested_at or time.monotonic()
-            decoding.requested.set()
-            async with sender, aclosing(self._pool.decode(requests, decoding.version)) as results:
-                async for result in in_request_order(results, requests) if self._rules.in_order else results:
-                    sender.send_nowait(result)
+            asked: deque[str] = deque()
+            async with sender, prefetched(self._requests(decoding, group, asked), depth=1) as requests:
+                await decoding.published.wait()
+                async with aclosing(self._pool.decode(requests, decoding.version)) as results:
+                    async for result in in_request_order(results, asked) if self._rules.in_order else results:
+                        await sender.send(result)
         decoding.finished.set()
+
+    async def _requests(
+        self, decoding: _StepDecoding, group: Sequence[Record], asked: deque[str]
+    ) -> AsyncGenerator[RolloutRequest, None]:
+        """Requests as records are read, none before the weights are published; notes their uids in `asked`."""
+        encoded = encode_in_order(group, self._encoder)
+        started = time.monotonic()
+        async with aclosing(decode_requests(encoded, self._rules.run_seed, decoding.plan.step)) as requests:
+            async for request in requests:
+                decoding.encode_s += time.monotonic() - started
+                await decoding.published.wait()
+                decoding.requested_at = decoding.requested_at or time.monotonic()
+                decoding.requested.set()
+                asked.append(request.uid)
+                yield request
+                started = time.monotonic()
 
 
 def check_version(rollout: Rollout, step: int, asked: PolicyVersion | None, max_lag: int) -> None:
@@ -170,13 +195,10 @@ def check_version(rollout: Rollout, step: int, asked: PolicyVersion | None, max_
     )
 
 
-async def in_request_order(results: AsyncIterator[Result], requests: Sequence[RolloutRequest]) -> AsyncIterator[Result]:
-    """Hold back what came early until its turn."""
+async def in_request_order(results: AsyncIterator[Result], asked: deque[str]) -> AsyncIterator[Result]:
+    """Hold back what came early until its turn; `asked` are the uids in order, of those requests that were made."""
     early: dict[str, Result] = {}
-    turns = iter(requests)
-    turn = next(turns, None)
     async for result in results:
         early[result.request.uid] = result
-        while turn is not None and turn.uid in early:
-            yield early.pop(turn.uid)
-            turn = next(turns, None)
+        while asked and asked[0] in early:
+            yield early.pop(asked.popleft())

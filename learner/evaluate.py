@@ -9,6 +9,7 @@ from pathlib import Path
 from anyio import to_thread
 from rich.console import Console
 
+from learner.accounting import RunAccount
 from learner.data.prompt import Encoder
 from learner.detection.parsing import parse_rollout
 from learner.detection.prediction import Prediction
@@ -18,16 +19,13 @@ from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
 from learner.requests import decode_requests, encode_in_order
 from learner.rollouts.balance import RolloutPool
-from learner.rollouts.remote import LostSample, Rollout, RolloutRequest
+from learner.rollouts.remote import LostSample, Rollout
 from learner.scoring import Scores, Scoring
 from learner.teacher import Teacher
 from learner.weight_sync.publisher import WeightPublisher
 from shared.errors import ProtocolError
 from shared.streams import prefetched
 from shared.wire import PolicyVersion, Sampling
-
-GROUP_SIZE = 256
-"""Records that are decoded together: enough to fill every server, few enough to hold their images."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Evaluation:
         pool: RolloutPool,
         sampling: Sampling,
         weights: WeightPublisher,
+        account: RunAccount,
         sinks: Sinks,
         console: Console,
     ) -> None:
@@ -61,6 +60,7 @@ class Evaluation:
         self._pool = pool
         self._sampling = sampling.model_copy(update={"temperature": 0.0})
         self._weights = weights
+        self._account = account
         self._sinks = sinks
         self._console = console
 
@@ -75,12 +75,14 @@ class Evaluation:
 
     async def run(self, progress: Progress) -> Scores:
         """Evaluate once; writes one `eval_*` record and the pictures."""
-        version = (await self._weights.publish_if_stale(progress.step)).version
+        with self._account.syncing():
+            published = await self._weights.publish_if_stale(progress.step)
+        self._pool.leave_out(published.left_out)
         scoring, records = Scoring(self._matching), self._plan.records
         drawn = {record.record_id for record in records[: self._plan.num_pictures]}
         with progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=len(records))
-            async with aclosing(self._results(version)) as results:
+            async with aclosing(self._results(published.version)) as results:
                 async for result in results:
                     bar.advance(task)
                     if isinstance(result, LostSample):
@@ -97,19 +99,14 @@ class Evaluation:
         return scores
 
     async def _results(self, version: PolicyVersion) -> AsyncGenerator[Rollout | LostSample, None]:
-        """Every record's answer. The next group's images are read while one is decoded, and no more are held."""
-        async with prefetched(self._groups(), depth=1) as groups:
-            async for requests in groups:
-                answers = self._pool.decode(requests, version, self._sampling, return_logprobs=True)
-                async with aclosing(answers) as results:
-                    async for result in results:
-                        yield result
-
-    async def _groups(self) -> AsyncGenerator[list[RolloutRequest], None]:
-        for start in range(0, len(self._plan.records), GROUP_SIZE):
-            records = self._plan.records[start : start + GROUP_SIZE]
-            encoded = [each async for each in encode_in_order(records, self._encoder)]
-            yield decode_requests(encoded, run_seed=0, step=0)
+        """Every record's answer. Images are read while others are decoded, and no more than that are held."""
+        requests = decode_requests(encode_in_order(self._plan.records, self._encoder), run_seed=0, step=0)
+        async with (
+            prefetched(requests, depth=1) as read,
+            aclosing(self._pool.decode(read, version, self._sampling, return_logprobs=True)) as results,
+        ):
+            async for result in results:
+                yield result
 
     def _count(self, scoring: Scoring, rollout: Rollout) -> PictureSample:
         record = rollout.request.encoded.record

@@ -24,7 +24,7 @@ from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
-from learner.rollouts.balance import LARGEST_REQUEST, RolloutPool
+from learner.rollouts.balance import LARGEST_REQUEST, RolloutPool, window_of
 from learner.rollouts.remote import RolloutServer
 from learner.rollouts.replica import Restore
 from learner.run import Objectives
@@ -105,7 +105,7 @@ def sampling_for(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabula
 def packer_for(config: Config) -> GroupPacker[TrainingSample]:
     training = config.training
     if not training.packing:
-        return NoPacking(config.global_max_length)
+        return NoPacking(config.global_max_length, training.packing_buffer)
     if config.stage2.channel_b.mode == "micro" and not is_stage1(config):
         return OnePack(config.global_max_length)
     return Packer(config.global_max_length, training.packing_min_fill_ratio, training.packing_buffer)
@@ -119,6 +119,7 @@ def decoding_rules_for(config: Config, num_steps: int) -> DecodingRules:
         max_lag=rollout.max_lag,
         streaming=config.pipeline,
         in_order=rollout.deterministic,
+        most_waiting=config.training.packing_buffer,
     )
 
 
@@ -142,7 +143,7 @@ def pool_for(
     infos: Sequence[ServerInfo],
     restore: Restore,
 ) -> RolloutPool:
-    """The servers of the run, none of them asked for more than `infos` say it takes; `restore` brings lost ones back.
+    """The servers of the run, each asked for what `infos` say that it decodes at once; `restore` brings lost ones back.
 
     Repeatable runs send fixed batches, one at a time to each server.
     """
@@ -150,14 +151,11 @@ def pool_for(
     per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size
     if rollout.deterministic:
         per_request = in_flight = per_request or -(-config.rollouts_per_step // max(1, len(servers)))
-    bounds = [info.limits.max_open_samples for info in infos]
-    if in_flight is not None:
-        bounds.append(in_flight)
     return RolloutPool(
         servers,
         sampling,
         per_request or LARGEST_REQUEST,
-        min(bounds, default=None),
+        [min(info.limits.max_open_samples, in_flight or window_of(info.limits)) for info in infos],
         fixed_batches=rollout.deterministic,
         restore=restore,
         patience_s=rollout.vllm.server.timeout_s,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from hashlib import blake2b
 
 import anyio
@@ -12,9 +13,12 @@ from learner.detection.record import Record
 from learner.rollouts.remote import RolloutRequest
 from shared.streams import task_group
 
+MOST_ENCODED = 32
+"""Encoded records that wait for their turn: enough for every worker, few enough to hold their images."""
+
 
 async def encode_in_order(records: Sequence[Record], encoder: Encoder) -> AsyncGenerator[EncodedRecord, None]:
-    """Encode records side by side; each is handed on in its turn as soon as it is done."""
+    """Encode records side by side; each is handed on in its turn as soon as it is done, however slow the taker is."""
 
     encoded: dict[int, EncodedRecord] = {}
     done = [anyio.Event() for _ in records]
@@ -24,22 +28,25 @@ async def encode_in_order(records: Sequence[Record], encoder: Encoder) -> AsyncG
         done[place].set()
 
     async with task_group() as tasks:
-        for place in range(len(records)):
+        for place in range(min(MOST_ENCODED, len(records))):
             tasks.start_soon(encode, place)
         for place in range(len(records)):
             await done[place].wait()
             yield encoded.pop(place)
+            if place + MOST_ENCODED < len(records):
+                tasks.start_soon(encode, place + MOST_ENCODED)
 
 
-def decode_requests(encoded: Sequence[EncodedRecord], run_seed: int, step: int) -> list[RolloutRequest]:
+async def decode_requests(
+    encoded: AsyncGenerator[EncodedRecord, None], run_seed: int, step: int
+) -> AsyncGenerator[RolloutRequest, None]:
     """One request a record. At the border of two epochs a record can stand in a step twice: each is told apart."""
     asked: Counter[str] = Counter()
-    requests = []
-    for each in encoded:
-        record_id = each.record.record_id
-        requests.append(RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id]))
-        asked[record_id] += 1
-    return requests
+    async with aclosing(encoded):
+        async for each in encoded:
+            record_id = each.record.record_id
+            yield RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id])
+            asked[record_id] += 1
 
 
 def sampling_seed(run_seed: int, step: int, record_id: str) -> int:

@@ -51,7 +51,12 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="Boxloop rollout server", openapi_url=None)
     app.state.weights = weights
     registry = server_registry(ServerCollector(engine, admission, weights, account))
-    stall = StallWatch(engine, admission, settings.stall_timeout_s)
+    stall = StallWatch(
+        engine,
+        admission,
+        lambda: sum(stream.num_unanswered for stream in app.state.streams.values()),
+        settings.stall_timeout_s,
+    )
     mount_probes(app, lambda: (engine.health(), weights.health(), stall.health()), registry)
     _mount_info(app, engine, settings, weights)
     _mount_rollouts(app, engine, settings, admission, weights)

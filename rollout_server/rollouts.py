@@ -73,10 +73,14 @@ class BatchStream(Response):
         finally:
             self._on_end()
 
+    @property
+    def num_unanswered(self) -> int:
+        return len(self._unanswered)
+
     def cancel(self) -> int:
         """End what is still being decoded, each sample by an error line; returns how many there were."""
         self._decoding.cancel()
-        return len(self._unanswered)
+        return self.num_unanswered
 
     def cut(self) -> None:
         """End the stream without a footer, so that its client asks elsewhere for what it lacks."""
@@ -88,7 +92,7 @@ class BatchStream(Response):
                 try:
                     await self._answer_all()
                 except EngineFailed as error:
-                    self._fail_rest("engine_error", str(error), retryable=True)
+                    self._fail_rest("engine_died", str(error), retryable=True)
             self._fail_rest("cancelled", "the batch was cancelled", retryable=False)
 
     async def _answer_all(self) -> None:

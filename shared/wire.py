@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised by every change that an older peer cannot read."""
 
 
@@ -116,8 +116,9 @@ class RolloutBatch(WireModel):
 FinishReason = Literal["stop", "length", "repetition", "object_limit"]
 
 SampleErrorCode = Literal[
-    "prompt_too_long", "bad_image", "unknown_token_id", "bad_placeholders", "cancelled", "engine_error"
+    "prompt_too_long", "bad_image", "unknown_token_id", "bad_placeholders", "cancelled", "engine_error", "engine_died"
 ]
+"""engine_error: this sample. engine_died: all that the engine had; no sample is known to be the reason."""
 
 
 class StreamHeader(WireModel):

@@ -62,10 +62,9 @@ class StepReport:
         """Add to one of the step's `time/…` metrics."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def decoded(self, first_request_at: float, encode_s: float) -> None:
-        """Book the decoding that this step uses, wherever it began (`time.monotonic`), and the reading before it."""
+    def decoded(self, first_request_at: float) -> None:
+        """Book the decoding that this step uses, wherever it began (`time.monotonic`)."""
         self._first_request_at = first_request_at
-        self.add_time("time/encode_s", encode_s)
 
     def add_lost(self, lost: LostSample) -> None:
         self._lost.append(lost)

@@ -1,6 +1,7 @@
 """Several rollout servers as one: spread by outstanding tokens, stream back together, move work off a dead one."""
 
-from collections.abc import AsyncGenerator, Sequence
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Sequence
 
 import anyio
 
@@ -9,7 +10,13 @@ from learner.rollouts.parcels import Parcels
 from learner.rollouts.remote import RolloutRequest, RolloutServer
 from learner.rollouts.replica import Replica, Restore
 from shared.streams import task_group
-from shared.wire import PolicyVersion, Sampling
+from shared.wire import PolicyVersion, Sampling, ServerLimits
+
+
+def window_of(limits: ServerLimits) -> int:
+    """Samples that a server is to hold: what it decodes side by side, and enough to go on with while more is sent."""
+    return limits.max_num_seqs + max(2, limits.max_num_seqs // 4)
+
 
 LARGEST_REQUEST = 64
 """Samples of one POST unless told otherwise: with their images they stay far below what a server takes as one body."""
@@ -18,10 +25,10 @@ LARGEST_REQUEST = 64
 class RolloutPool:
     """The servers of a run.
 
-    `samples_per_request` bounds one POST, `in_flight_per_server` the samples that a server holds at once (None = no
-    bound). With `fixed_batches` requests are cut into batches of `samples_per_request` in their order, whichever
-    server takes them, and a batch that was broken off is decoded again whole: an engine whose answers depend on what
-    is decoded side by side then repeats them.
+    `samples_per_request` bounds one POST, `windows` the samples that each server holds at once (None = no bound): what
+    no server has yet goes to whoever has room first. With `fixed_batches` requests are cut into batches of
+    `samples_per_request` in their order, whichever server takes them, and a batch that was broken off is decoded again
+    whole: an engine whose answers depend on what is decoded side by side then repeats them.
 
     A server that fails is probed until it is back. `restore` then gives it the weights it lacks, and it joins the call
     that is running; None takes it as it is. A call waits `patience_s` seconds for one that can serve.
@@ -32,35 +39,41 @@ class RolloutPool:
         servers: Sequence[RolloutServer],
         sampling: Sampling,
         samples_per_request: int = LARGEST_REQUEST,
-        in_flight_per_server: int | None = None,
+        windows: Sequence[int] | None = None,
         *,
         fixed_batches: bool = False,
         restore: Restore | None = None,
         patience_s: float = 0.0,
     ) -> None:
-        self.in_flight_per_server = in_flight_per_server
-        self._replicas = tuple(Replica(server, in_flight_per_server) for server in servers)
+        self.windows: Sequence[int | None] = windows or [None] * len(servers)
+        self._replicas = tuple(map(Replica, servers, self.windows))
         self._sampling = sampling
-        self._samples_per_request = min(samples_per_request, in_flight_per_server or samples_per_request)
+        self._samples_per_request = min([samples_per_request, *(windows or ())])
         self._fixed_batches = fixed_batches
         self._restore = restore
         self._patience_s = patience_s
 
+    def leave_out(self, names: Collection[str]) -> None:
+        """Ask nothing of these servers, which lack the weights, until they have been brought up."""
+        for replica in self._replicas:
+            replica.away = replica.away or replica.server.name in names
+
     async def decode(
         self,
-        requests: Sequence[RolloutRequest],
+        requests: Sequence[RolloutRequest] | AsyncIterable[RolloutRequest],
         version: PolicyVersion | None,
         sampling: Sampling | None = None,
         *,
         return_logprobs: bool = False,
     ) -> AsyncGenerator[Result, None]:
-        """Yield every request's result once, in the order in which they finish.
+        """Yield every request's result once, in the order in which they finish; uids are unique within a call.
 
-        The hand-off is filled by one task for each open POST and drained by the caller. It holds as many items as
-        there are requests, so a slow caller never holds up a stream. Raises ServerUnavailable when no server can serve.
+        Requests are taken in as there is room for them, results handed on by one task for each open POST. The hand-off
+        has room for whatever is in flight, so a slow caller never holds up a stream; it holds up new requests. Raises
+        ServerUnavailable when no server can serve.
         """
-        sender, receiver = anyio.create_memory_object_stream[Result](max_buffer_size=max(1, len(requests)))
-        parcels = Parcels(requests, self._samples_per_request, self._fixed_batches)
+        sender, receiver = anyio.create_memory_object_stream[Result](max_buffer_size=math.inf)
+        parcels = Parcels(self._samples_per_request, self._fixed_batches)
         dispatch = Dispatch(
             self._replicas,
             parcels,
@@ -72,11 +85,23 @@ class RolloutPool:
             return_logprobs=return_logprobs,
         )
         async with task_group() as tasks:
-            tasks.start_soon(dispatch.run)
+            tasks.start_soon(dispatch.run, _one_by_one(requests))
             try:
                 async for result in receiver:
+                    dispatch.wake()
                     yield result
             finally:
                 # Before the receiver closes, so that the tasks end by the cancellation and not by a broken stream.
                 tasks.cancel_scope.cancel()
                 receiver.close()
+
+
+async def _one_by_one(
+    requests: Sequence[RolloutRequest] | AsyncIterable[RolloutRequest],
+) -> AsyncIterator[RolloutRequest]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request

@@ -90,7 +90,7 @@ class ServerBusy(ServerUnavailable):
 class RolloutServer:
     """HTTP client of one rollout server.
 
-    A stream may go on without a line, or with work and without a token, for at most `stall_timeout_s`, and in all for
+    A stream may go on without a line, or without an answer and a token, for at most `stall_timeout_s`, and in all for
     `infer_timeout_s` (None = without limit).
     """
 
@@ -103,7 +103,7 @@ class RolloutServer:
 
     async def info(self) -> ServerInfo:
         """Ask what the server is; raises ProtocolError when it speaks another wire version."""
-        reply = await self._ask("GET", "/info")
+        reply = await self._ask("GET", "/info", PROBE_TIMEOUT_S)
         info = ServerInfo.model_validate_json(reply.content)
         if info.wire_version != WIRE_VERSION:
             raise ProtocolError(f"{self.name} speaks wire version {info.wire_version}, this learner {WIRE_VERSION}")
@@ -130,9 +130,9 @@ class RolloutServer:
     ) -> AsyncGenerator[Rollout | LostSample, None]:
         """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
 
-        Raises ServerUnavailable when the stream is cut or stands still, ServerBusy when the server is full,
-        VersionConflict when it holds other weights, PromptMismatch when it expands a prompt differently, ProtocolError
-        when it answers what was not asked.
+        Raises ServerUnavailable when the stream is cut or stands still or the engine died, ServerBusy when the server
+        is full, VersionConflict when it holds other weights, PromptMismatch when it expands a prompt differently,
+        ProtocolError when it answers what was not asked.
         """
         open_requests = {request.uid: request for request in requests}
         body = RolloutBatch(
@@ -153,6 +153,8 @@ class RolloutServer:
                             raise ProtocolError(f"{self.name} answered {line.uid!r}, which is not open in this batch")
                         case StreamSample():
                             yield checked_rollout(open_requests.pop(line.uid), line, self.name)
+                        case StreamError(code="engine_died"):
+                            raise ServerUnavailable(f"{self.name}: {line.message}")
                         case StreamError():
                             yield LostSample(open_requests.pop(line.uid), line.code, line.message, line.retryable)
                         case StreamFooter():
@@ -177,9 +179,9 @@ class RolloutServer:
             ) as response:
                 yield response
 
-    async def _ask(self, method: str, path: str, body: str | None = None) -> httpx.Response:
+    async def _ask(self, method: str, path: str, timeout_s: float) -> httpx.Response:
         try:
-            response = await self._client.request(method, path, content=body)
+            response = await self._client.request(method, path, timeout=timeout_s)
         except httpx.TransportError as error:
             raise ServerUnavailable(f"{self.name} cannot be reached: {error!r}") from error
         await self._raise_for(response)

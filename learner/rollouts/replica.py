@@ -1,17 +1,23 @@
 """One server of the pool, as the pool keeps book of it."""
 
 import logging
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 
-from learner.rollouts.remote import RolloutRequest, RolloutServer
+from learner.accounting import ServerActivity
+from learner.rollouts.remote import RolloutRequest, RolloutServer, ServerBusy
 from shared.wire import PolicyVersion
 
 LOG = logging.getLogger(__name__)
 
 Restore = Callable[[str], Awaitable[PolicyVersion]]
 """Brings the server of this name to the weights that were published last; returns their version."""
+
+NUM_REMEMBERED, FEWEST_REMEMBERED = 64, 8
+"""Answers by which a replica's speed is known, and how many of them it takes to know it."""
 
 
 class Replica:
@@ -28,6 +34,18 @@ class Replica:
         self.window = window
         self.away = self.resting = False
         self.num_samples = self.num_tokens = 0
+        self._refused_at: float | None = None
+        self._took: deque[float] = deque(maxlen=NUM_REMEMBERED)
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is hope of an answer: not while it is away, or refuses all it is asked for."""
+        return not self.away and (self._refused_at is None or (self.resting and self.num_samples > 0))
+
+    @property
+    def longest_s(self) -> float | None:
+        """Seconds of its slowest answer lately, None while it has given too few."""
+        return max(self._took) if len(self._took) >= FEWEST_REMEMBERED else None
 
     def has_room_for(self, num_samples: int) -> bool:
         """Whether so many samples may be sent now; an idle server takes any number."""
@@ -47,11 +65,20 @@ class Replica:
             self.num_samples -= 1
             self.num_tokens -= len(request.encoded.prompt_token_ids) + max_new_tokens
 
-    async def rest(self, seconds: float) -> None:
-        """Give it nothing for a while, as it asked for."""
+    def answered(self, sent_at: float) -> None:
+        """Note an answer to what was sent at `sent_at` (`time.monotonic`)."""
+        self._took.append(time.monotonic() - sent_at)
+        if self._refused_at is not None and sent_at > self._refused_at:
+            self._refused_at = None
+
+    async def rest(self, busy: ServerBusy) -> None:
+        """Give it nothing for a while, as it asked for; said once until it takes work again."""
+        if self._refused_at is None:
+            LOG.warning("%s; what it refuses waits, and is asked for again every %g s", busy, busy.retry_after_s)
+        self._refused_at = time.monotonic()
         self.resting = True
         try:
-            await anyio.sleep(seconds)
+            await anyio.sleep(busy.retry_after_s)
         finally:
             self.resting = False
 
@@ -67,7 +94,8 @@ class Replica:
         """
         await self.server.probe()
         if version is not None and restore is not None and (await self.server.info()).policy_version != version:
-            version = await restore(self.server.name)
-        self.away = False
+            with self.server.account.doing(ServerActivity.SYNCING):
+                version = await restore(self.server.name)
+        self.away, self._refused_at = False, None
         LOG.warning("%s is back%s", self.server.name, f" with the weights {version}" if version else "")
         return version

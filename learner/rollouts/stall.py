@@ -11,7 +11,9 @@ from shared.wire import StreamHeartbeat
 async def moving(
     lines: AsyncGenerator[AnyLine, None], server: str, stall_timeout_s: float, infer_timeout_s: float | None
 ) -> AsyncGenerator[AnyLine, None]:
-    """Pass `lines` on while they show progress: answers, or heartbeats with work and newly generated tokens.
+    """Pass `lines` on while they show progress: answers, or heartbeats with newly generated tokens.
+
+    An open batch is work, whatever the heartbeats say of the engine: one that it has lost would wait for ever.
 
     Only time spent waiting for the server counts as a stall, however slowly the lines are taken here. Raises
     ServerUnavailable after `stall_timeout_s` seconds without progress, or `infer_timeout_s` after the first line was
@@ -24,13 +26,15 @@ async def moving(
         if line is None:
             return
         now = time.monotonic()
+        if isinstance(line, StreamHeartbeat) and line.generated_tokens == num_tokens:
+            stalled_s += now - asked_at
+        else:
+            stalled_s = 0.0
         if isinstance(line, StreamHeartbeat):
-            stands_still = line.generated_tokens == num_tokens and (line.running or line.waiting)
-            stalled_s = stalled_s + now - asked_at if stands_still else 0.0
             num_tokens = line.generated_tokens
         if stalled_s > stall_timeout_s:
             raise ServerUnavailable(
-                f"{server} has work and generated no token for {stalled_s:.1f} s (stall_timeout_s {stall_timeout_s:g})"
+                f"{server} owes answers and made no token for {stalled_s:.1f} s (stall_timeout_s {stall_timeout_s:g})"
             )
         if infer_timeout_s is not None and now - opened_at > infer_timeout_s:
             raise ServerUnavailable(

@@ -26,9 +26,9 @@ class WeightChannel:
         self._timeout_s = timeout_s
         self.name = str(client.base_url)
 
-    async def status(self) -> WeightStatus:
-        """What the server holds and what it waits for."""
-        return WeightStatus.model_validate_json(await self._call("GET", "/weights"))
+    async def status(self, timeout_s: float | None = None) -> WeightStatus:
+        """What the server holds and what it waits for; it answers in constant time, however busy it is."""
+        return WeightStatus.model_validate_json(await self._call("GET", "/weights", timeout_s=timeout_s))
 
     async def prepare(self, manifest: WeightManifest) -> None:
         """Announce an update; a refusal has every mismatch that the server found."""
@@ -51,10 +51,16 @@ class WeightChannel:
         await self._call("POST", "/weights/abort", update.model_dump_json())
 
     async def _call(
-        self, method: str, path: str, body: str | AsyncIterable[bytes] | None = None, headers: Mapping[str, str] = JSON
+        self,
+        method: str,
+        path: str,
+        body: str | AsyncIterable[bytes] | None = None,
+        headers: Mapping[str, str] = JSON,
+        timeout_s: float | None = None,
     ) -> bytes:
+        timeout = timeout_s or self._timeout_s
         try:
-            response = await self._client.request(method, path, content=body, headers=headers, timeout=self._timeout_s)
+            response = await self._client.request(method, path, content=body, headers=headers, timeout=timeout)
         except httpx.TransportError as error:
             raise ServerAway(f"{self.name}{path} failed: {error!r}") from error
         if response.status_code == 422:

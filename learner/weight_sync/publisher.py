@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -12,7 +12,9 @@ from uuid import uuid4
 import anyio
 import torch
 
+from learner.rollouts.remote import PROBE_TIMEOUT_S
 from learner.weight_sync.client import ServerAway, WeightChannel
+from learner.weight_sync.leftovers import claimed
 from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update
 from shared.errors import WeightSyncFailed
 from shared.streams import task_group
@@ -22,6 +24,9 @@ LOG = logging.getLogger(__name__)
 
 Snapshot = Callable[[], Mapping[str, torch.Tensor]]
 Failures = dict[str, WeightSyncFailed]
+
+SILENT_TIMEOUT_S = 0.5
+"""How long a server is asked that was away at the last publish: it is waited for no more, `resend` brings it up."""
 
 _REPLACED_BY: Mapping[SyncMode, frozenset[SyncMode]] = {
     "full": frozenset(("full", "merged")),
@@ -58,8 +63,9 @@ class WeightPublisher:
 
     A server is sent everything unless it holds whole weights of this learner. The incarnation is a random word per
     learner process, so that a server that served another one is always sent everything first. Snapshots and their
-    writing run on `compute`, the lane that owns the model. The newest full file under `root` and the newest merged one
-    are kept until the next, so that a server that comes back can be brought up at any time, whatever the learner's own
+    writing run on `compute`, the lane that owns the model. A server that does not say what it holds is left out, so
+    that a frozen one holds up a publish for one probe. The newest full file under `root` and the newest merged one are
+    kept until the next, so that a server that comes back can be brought up at any time, whatever the learner's own
     weights have become; the second takes at most as much room again as the first.
     """
 
@@ -82,6 +88,8 @@ class WeightPublisher:
         self._incarnation = uuid4().hex[:12]
         self._published: Published | None = None
         self._kept: dict[SyncMode, WeightUpdate] = {}
+        self._away: frozenset[str] = frozenset()
+        self._claim = ExitStack()
         self._turn = anyio.Lock()
 
     async def publish_if_stale(self, step: int) -> Published:
@@ -105,8 +113,11 @@ class WeightPublisher:
         async with self._turn:
             if self._published is None:
                 raise WeightSyncFailed(f"{server} cannot be brought up: nothing has been published yet")
+            await self._channels[server].status(PROBE_TIMEOUT_S)
             for update in self._kept.values():
                 await self._bring(update, self._channels[server])
+            left_out = tuple(name for name in self._published.left_out if name != server)
+            self._published, self._away = replace(self._published, left_out=left_out), self._away - {server}
             return self._published.version
 
     def close(self) -> None:
@@ -114,10 +125,14 @@ class WeightPublisher:
         for update in self._kept.values():
             update.drop()
         self._kept = {}
+        self._claim.close()
 
     async def _publish(self, version: PolicyVersion) -> Published:
         started = time.monotonic()
-        merging, failures = await self._able_to_merge() if self._snapshots.merged else ([], {})
+        if self._published is None:
+            with suppress(OSError):  # a folder that cannot be written is told when it is written
+                self._claim.enter_context(claimed(self._root, self._incarnation))
+        merging, failures = await self._asked()
         whole = [channel for name, channel in self._channels.items() if channel not in merging and name not in failures]
         merged = full = _Sent()
         # Something is written even if nobody can take it now: a server that comes back is brought up with it.
@@ -133,6 +148,7 @@ class WeightPublisher:
             full = await self._send("full", version, whole)
             failures |= full.failures
         self._check_left(version, failures)
+        self._away = frozenset(name for name, failure in failures.items() if isinstance(failure, ServerAway))
         seconds = time.monotonic() - started
         return Published(version, seconds, merged.num_bytes + full.num_bytes, tuple(failures))
 
@@ -144,13 +160,14 @@ class WeightPublisher:
         if failures:
             LOG.warning("step %d: %s; left out of it", version.step, told(failures))
 
-    async def _able_to_merge(self) -> tuple[list[WeightChannel], Failures]:
-        """The servers that hold whole weights of this learner, and those that say nothing."""
+    async def _asked(self) -> tuple[list[WeightChannel], Failures]:
+        """The servers that can be sent what changed, over whole weights of this learner; and those that say nothing."""
         able: list[WeightChannel] = []
 
         async def ask(channel: WeightChannel) -> None:
-            held = (await channel.status()).policy_version
-            if held is not None and held.incarnation == self._incarnation:
+            known_away = channel.name in self._away
+            held = (await channel.status(SILENT_TIMEOUT_S if known_away else PROBE_TIMEOUT_S)).policy_version
+            if self._snapshots.merged and held is not None and held.incarnation == self._incarnation:
                 able.append(channel)
 
         return able, await on_each(self._channels.values(), ask)

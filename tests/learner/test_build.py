@@ -196,13 +196,14 @@ async def test_requests_are_as_large_as_asked_and_servers_hold_no_more_than_the_
 
     monkeypatch.setattr(RolloutServer, "decode", counted)
     keys = ("custom.extra.stage2_ab.schedule.pattern=[B]", "training.max_steps=1")
-    for cap, largest in ((None, 4), (3, 3)):
+    rollout = "custom.extra.rollout_matching"
+    for cap, fixed in ((1, False), (3, True)):
         sizes.clear()
-        limits = "custom.extra.rollout_matching.rollout_infer_batch_size=" + str(cap or "null")
-        async with opened(*keys, limits) as run:
+        limits = f"{rollout}.rollout_infer_batch_size={cap}", f"{rollout}.deterministic={str(fixed).lower()}"
+        async with opened(*keys, *limits) as run:
             with anyio.fail_after(60):
                 await train(run)
-        assert (sum(sizes), max(sizes)) == (4, largest)
+        assert sizes == ([3, 1] if fixed else [1, 1, 1, 1])
 
 
 async def test_a_b_step_may_have_another_number_of_records(opened: Opened) -> None:

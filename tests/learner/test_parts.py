@@ -170,7 +170,7 @@ def test_stage_1_knows_one_channel(config_of: ConfigOf, source: RecordSource) ->
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [
-        ((), 1024),
+        ((), 6),
         (("custom.extra.stage2_ab.channel_b.rollout_decode_batch_size=9",), 9),
         (("custom.extra.stage2_ab.channel_b.rollout_decode_batch_size=5000",), 1024),
         ((f"{ROLLOUT}.deterministic=true",), 4),
@@ -187,7 +187,7 @@ async def test_no_server_is_asked_for_more_than_it_takes(
         async with running.client() as client:
             server = RolloutServer(client, 5.0)
             pool = pool_for(config, [server], sampling_for(config.rollout, vocabulary), [await server.info()], restore)
-    assert pool.in_flight_per_server == most
+    assert pool.windows == [most]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from learner.accounting import LearnerActivity, ServerActivity
 from learner.build import open_run
 from learner.data.sample import TrainingSample
 from learner.guard import RunLeftItsBands
@@ -103,12 +104,15 @@ async def test_evaluations_stand_where_they_were_asked_for(opened: Opened, tmp_p
     assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
 
-async def test_an_evaluation_in_groups_scores_every_record_once(
+async def test_an_evaluation_that_reads_few_records_ahead_scores_every_one_once(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with opened(faults={"val:5": "error"}) as run:
         whole = await run.evaluation.run(run.progress)
-        monkeypatch.setattr("learner.evaluate.GROUP_SIZE", 3)
+        lap = run.account.lap()
+        assert lap.learner[LearnerActivity.SYNCING] > 0
+        assert lap.servers[ServerActivity.SYNCING] > 0
+        monkeypatch.setattr("learner.requests.MOST_ENCODED", 3)
         assert await run.evaluation.run(run.progress) == whole
     assert whole.metrics["eval_rollout_matched"] == whole.metrics["eval_rollout_pred_objects"] == 7
     assert (whole.num_images, whole.metrics["eval_rollout_lost"]) == (8, 1)

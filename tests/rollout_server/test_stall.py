@@ -19,10 +19,10 @@ class Story:
     admitted_at: float = 0.0
 
     def load(self) -> EngineLoad:
-        return EngineLoad(self.running, 0, self.tokens)
+        return EngineLoad(0, 0, self.tokens)
 
     def watch(self) -> StallWatch:
-        return StallWatch(self, self, 10.0, clock=lambda: self.now)  # type: ignore[arg-type]
+        return StallWatch(self, self, lambda: self.running, 10.0, clock=lambda: self.now)  # type: ignore[arg-type]
 
 
 def is_live_at(story: Story, watch: StallWatch, now: float, **load: float) -> bool:

@@ -72,7 +72,7 @@ def test_a_killed_engine_core_is_told_by_streams_health_and_exit_code(
         assert json.loads(next(lines))["type"] == "header"
         core_of(process).kill()
         said = [json.loads(line) for line in lines]
-    assert {line["uid"]: line.get("code") for line in said if "uid" in line} == dict.fromkeys("ab", "engine_error")
+    assert {line["uid"]: line.get("code") for line in said if "uid" in line} == dict.fromkeys("ab", "engine_died")
     wait_until(lambda: httpx.get(f"{url}/health/", trust_env=False).status_code == 503)
     assert process.wait(8) == 1
     assert "EngineFailed: vLLM's engine process has died" in process.communicate()[1]

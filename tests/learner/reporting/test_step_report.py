@@ -120,7 +120,7 @@ def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, l
 
 def test_decoding_is_timed_from_the_first_request_to_the_last_answer(plan_of: PlanOf, learned_of: LearnedOf) -> None:
     report = opened(plan_of(2, Channel.B))
-    report.decoded(time.monotonic(), 0.0)
+    report.decoded(time.monotonic())
     started = time.monotonic()
     answers = [learned_of("{}<|im_end|>", arrived_at=started + seconds) for seconds in (0.5, 2.0, 1.0)]
     for answer in answers:
@@ -197,7 +197,7 @@ def test_what_lies_between_two_steps_is_booked_to_the_second(plan_of: PlanOf) ->
 
 def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learned_of: LearnedOf) -> None:
     report = opened(plan_of(2, Channel.B))
-    report.decoded(time.monotonic(), 0.0)
+    report.decoded(time.monotonic())
     lost = LostSample(learned_of("{}").rollout.request, "engine_error", "died", retryable=True)
     report.add_lost(lost)
     sums = dict.fromkeys(("loss", "ce", "bbox_l1", "bbox_giou", "coord", "coord_mass"), 0.0)

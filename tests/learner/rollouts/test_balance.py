@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
@@ -35,7 +36,7 @@ class Servers:
         self.servers = [RolloutServer(client, stall_timeout_s) for client in clients]
 
     async def decoded(
-        self, requests: list[RolloutRequest], sampling: Sampling, version: PolicyVersion | None = None, **limits: int
+        self, requests: list[RolloutRequest], sampling: Sampling, version: PolicyVersion | None = None, **limits: Any
     ) -> list[Result]:
         pool = RolloutPool(self.servers, sampling, **limits)
         with anyio.fail_after(20):
@@ -148,9 +149,7 @@ async def test_requests_are_cut_to_size_and_their_number_is_bounded(serving, scr
     with serving(scripted({"seconds_per_token": 0.01}, limits=limits_for(256, 16))) as running:
         async with running.client() as client, anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
-            results = await Servers([client]).decoded(
-                requests_of(8), sampling, samples_per_request=2, in_flight_per_server=4
-            )
+            results = await Servers([client]).decoded(requests_of(8), sampling, samples_per_request=2, windows=[4])
             tasks.cancel_scope.cancel()
     assert Counter(result.request.uid for result in results) == Counter(f"data:{n}" for n in range(1, 9))
     assert 2 < most <= 4
@@ -164,7 +163,7 @@ async def test_more_samples_than_a_server_takes_at_once_are_sent_in_turn(
         async with running.client() as client:
             with pytest.raises(ProtocolError, match="batch_too_large"):
                 await Servers([client]).decoded(requests_of(12), sampling)
-            results = await Servers([client]).decoded(requests_of(12), sampling, in_flight_per_server=5)
+            results = await Servers([client]).decoded(requests_of(12), sampling, windows=[5])
     assert all(isinstance(result, Rollout) for result in results)
     assert len(results) == 12
 

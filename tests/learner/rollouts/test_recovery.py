@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 
+from learner.accounting import ServerActivity
 from learner.rollouts.balance import RolloutPool
 from learner.rollouts.connect import introduced
 from learner.rollouts.dispatch import Result
@@ -150,9 +151,11 @@ async def test_a_server_with_other_weights_is_sent_the_current_ones(
             clients = {str(client.base_url): client for client in (to_a, to_b)}
             await publish_by_hand(to_a, VERSION)
             servers = [RolloutServer(client, 5.0) for client in clients.values()]
-            pool = RolloutPool(servers, sampling, samples_per_request=1, in_flight_per_server=1, restore=restore)
+            pool = RolloutPool(servers, sampling, samples_per_request=1, windows=[1, 1], restore=restore)
             results = await all_of(pool, requests_of(40), VERSION)
             assert_each_once(results, 40)
+            brought_up, undisturbed = (server.account.seconds() for server in reversed(servers))
+            assert brought_up[ServerActivity.SYNCING] > 0 == undisturbed[ServerActivity.SYNCING]
             assert {result.policy_version for result in results if isinstance(result, Rollout)} == {VERSION}
             alone = RolloutPool(servers[1:], sampling, restore=restore, patience_s=10)
             assert_each_once(await all_of(alone, requests_of(2), VERSION), 2)
@@ -165,7 +168,7 @@ async def test_a_full_server_is_asked_again_when_it_says(
     few = limits_for(256, 16).model_copy(update={"max_open_samples": 4})
     with serving(scripted({"delays": {f"data:{n}": 0.3 for n in range(1, 5)}}, limits=few)) as running:
         async with line_to(running) as (server, line):
-            pool = RolloutPool([server], sampling, samples_per_request=2)
+            pool = RolloutPool([server], sampling, samples_per_request=2, patience_s=5)
             started = time.monotonic()
             assert_each_once(await all_of(pool, requests_of(6)), 6)
     assert time.monotonic() - started >= 1  # Retry-After
@@ -175,7 +178,7 @@ async def test_a_full_server_is_asked_again_when_it_says(
 async def test_fixed_batches_are_the_same_however_many_servers_take_them(
     serving, scripted, requests_of: RequestsOf, sampling: Sampling
 ) -> None:
-    fixed = {"samples_per_request": 2, "in_flight_per_server": 2, "fixed_batches": True}
+    fixed = {"samples_per_request": 2, "windows": [2, 2], "fixed_batches": True}
     slow = {"delays": {"data:2": 30}}
     with serving(scripted(slow, max_stream_s=0.5)) as a, serving(scripted()) as b:
         async with line_to(a) as (to_a, line_a), line_to(b) as (to_b, line_b):

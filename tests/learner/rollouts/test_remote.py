@@ -191,3 +191,15 @@ async def test_lines_that_wait_for_their_reader_are_no_stall() -> None:
         await anyio.sleep(0.03)
         seen[line.type] += 1
     assert seen == {"heartbeat": 4}
+
+
+@pytest.mark.parametrize("running", [0, 1])
+async def test_a_request_that_the_engine_has_lost_is_a_stall_too(running: int) -> None:
+    async def heartbeats() -> AsyncGenerator[AnyLine, None]:
+        while True:
+            await anyio.sleep(0.02)
+            yield StreamHeartbeat(running=running, waiting=0, generated_tokens=5)
+
+    with anyio.fail_after(5), pytest.raises(ServerUnavailable, match="owes answers"):
+        async for _ in moving(heartbeats(), "a server", stall_timeout_s=0.2, infer_timeout_s=None):
+            pass

@@ -1,15 +1,18 @@
 """What is sent to which server, and what becomes of one that does not take it. What they answer is tests/contract's."""
 
 import logging
+import socket
 from pathlib import Path
 
 import pytest
 
 from learner.model.tiny import build_tiny
 from learner.parts import publisher_for
+from learner.weight_sync.client import ServerAway
 from learner.weight_sync.publisher import Published
 from learner.weight_sync.transports import FileTransport, WeightUpdate
 from shared.errors import WeightSyncFailed
+from tests.learner.weight_sync.conftest import TIMEOUT_S
 
 SYNC = "custom.extra.rollout_matching.vllm.sync"
 BROKEN = {"script": {"fail_loads": 10**6}}
@@ -197,3 +200,39 @@ async def test_nothing_can_be_resent_before_the_first_publish(site_of) -> None:
     site = await site_of({})
     with pytest.raises(WeightSyncFailed, match="nothing has been published"):
         await site.publisher().resend(site.channels[0].name)
+
+
+async def test_a_frozen_server_holds_up_a_publish_for_one_probe_and_is_brought_up_later(
+    site_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.weight_sync.publisher.PROBE_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("learner.weight_sync.publisher.SILENT_TIMEOUT_S", 0.1)
+    site = await site_of({}, {})
+    publisher, url = site.publisher(), site.clients[1].base_url
+    with socket.socket() as silent:  # takes connections and says nothing, as a stopped process does
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        site.clients[1].base_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for step, probe_s in ((1, 0.4), (2, 0.1)):
+            published = await publisher.publish_if_stale(step)
+            assert published.left_out == (site.channels[1].name,)
+            assert probe_s <= published.seconds < TIMEOUT_S / 4
+        with pytest.raises(ServerAway):
+            await publisher.resend(site.channels[1].name)
+    site.clients[1].base_url = url
+    assert await publisher.resend(site.channels[1].name) == published.version
+    assert await site.held() == [published.version] * 2
+    assert (await publisher.publish_if_stale(2)).left_out == ()
+
+
+async def test_a_publisher_claims_its_folder_until_it_is_closed(site_of) -> None:
+    site = await site_of({})
+    (site.root / "dead-1-full").mkdir()
+    (site.root / "dead.lock").touch()
+    publisher = site.publisher()
+    await publisher.publish_if_stale(1)
+    await publisher.publish_if_stale(2)
+    assert not (site.root / "dead-1-full").exists()
+    assert len(list(site.root.glob("*.lock"))) == 1
+    publisher.close()
+    assert list(site.root.iterdir()) == []
