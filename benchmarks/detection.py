@@ -21,9 +21,10 @@ from benchmarks.answers import Answered, Kind, answered, build_tokenizer
 from benchmarks.measure import compared, print_measure, seconds_of
 from benchmarks.reference import per_token
 from learner.detection.matching import match_objects
+from learner.detection.openings import opening_of
 from learner.detection.parsing import parse_rollout
 from learner.detection.serialize import answer_text
-from learner.detection.target_writer import opening_of, stretch_of
+from learner.detection.target_writer import stretch_of
 from learner.detection.targets import rollout_target
 from learner.detection.vocabulary import IM_END, CoordinateVocabulary
 

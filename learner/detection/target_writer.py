@@ -4,68 +4,25 @@ The text of an answer is cut at its coordinate tokens. They are added tokens, wh
 merges anything, so a stretch between two of them has the same ids wherever it stands: each is encoded once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate, compress, pairwise
-from typing import NamedTuple, cast
+from typing import cast
 
+from learner.detection.openings import OPEN_ANSWER, Stretch, openings
 from learner.detection.prediction import Place
-from learner.detection.serialize import (
-    BETWEEN_COORDINATES,
-    CLOSE_ANSWER,
-    CLOSE_OBJECT,
-    SEPARATOR,
-    Describable,
-    open_object,
-)
+from learner.detection.serialize import BETWEEN_COORDINATES, CLOSE_ANSWER, CLOSE_OBJECT, Describable
 from learner.detection.vocabulary import CoordinateVocabulary
 
-OPEN_ANSWER = "{"
 _STRUCTURE, _DESC = b"\1", b"\2"
 Corners = tuple[int, int, int, int]
 Box = tuple[Corners, Corners]
-
-
-class Stretch(NamedTuple):
-    """Ids of an answer's text between two coordinates; those in [desc_start, desc_end) lie wholly in a desc value."""
-
-    token_ids: tuple[int, ...]
-    desc_start: int = 0
-    desc_end: int = 0
 
 
 @lru_cache(maxsize=1 << 16)
 def stretch_of(vocabulary: CoordinateVocabulary, text: str) -> Stretch:
     """Encode text without a desc in it, in one piece."""
     return Stretch(tuple(vocabulary.encode(text)))
-
-
-@lru_cache(maxsize=1 << 16)
-def opening_of(vocabulary: CoordinateVocabulary, lead: str, index: int, desc: str, kind: str) -> Stretch:
-    """Encode the text before an object's first coordinate, in one piece with what leads to it.
-
-    A model's own desc may spell a special token with escapes; it stays text.
-    """
-    before, value, after = open_object(index, desc, kind)
-    ids = tuple(vocabulary.encode(lead + before + vocabulary.escape_special(value) + after))
-    lengths = list(vocabulary.num_characters(ids))
-    ends = list(accumulate(lengths))
-    low, high = len((lead + before).encode()), ends[-1] - len(after.encode())
-    inside = [place for place, end in enumerate(ends) if low <= end - lengths[place] and end <= high]
-    return Stretch(ids, inside[0], inside[-1] + 1) if inside else Stretch(ids)
-
-
-def openings(
-    vocabulary: CoordinateVocabulary, items: Iterable[Describable], start_index: int, lead: str
-) -> Iterator[Stretch]:
-    """The stretch before each item's first coordinate.
-
-    `lead` is the text from the last coordinate (or the start) to the first item's separator.
-    """
-    lead = OPEN_ANSWER if lead == OPEN_ANSWER else vocabulary.escape_special(lead) + SEPARATOR
-    for index, item in enumerate(items, start_index):
-        yield opening_of(vocabulary, lead, index, item.desc, item.kind)
-        lead = CLOSE_OBJECT + SEPARATOR
 
 
 def ending(vocabulary: CoordinateVocabulary, lead: str) -> Stretch:
@@ -76,18 +33,33 @@ def ending(vocabulary: CoordinateVocabulary, lead: str) -> Stretch:
 
 
 def answer_weight(
-    vocabulary: CoordinateVocabulary, items: Sequence[Describable], desc_weight: float, coordinate_weight: float
+    vocabulary: CoordinateVocabulary,
+    items: Sequence[Describable],
+    desc_weight: float,
+    coordinate_weight: float,
+    start_index: int = 1,
+    lead: str = OPEN_ANSWER,
 ) -> float:
-    """Σ of the cross-entropy weights over all tokens of a whole answer (W_s of docs/numerics.md)."""
+    """Σ of the cross-entropy weights over all tokens of a whole answer (W_s of docs/numerics.md).
+
+    Or of the rest of one, `items` from `object_<start_index>` on, where `lead` closes what stands before.
+    """
     stretches = [
-        *openings(vocabulary, items, 1, OPEN_ANSWER),
-        ending(vocabulary, CLOSE_OBJECT if items else OPEN_ANSWER),
+        *openings(vocabulary, items, start_index, lead),
+        ending(vocabulary, CLOSE_OBJECT if items else lead),
     ]
     num_coordinates = sum([len(item.bins) for item in items])
     num_desc = sum([stretch.desc_end - stretch.desc_start for stretch in stretches])
     num_structure = sum([len(stretch.token_ids) for stretch in stretches]) - num_desc
     num_structure += len(stretch_of(vocabulary, BETWEEN_COORDINATES).token_ids) * (num_coordinates - len(items))
     return num_structure + desc_weight * num_desc + coordinate_weight * num_coordinates
+
+
+def num_tokens(
+    vocabulary: CoordinateVocabulary, items: Sequence[Describable], start_index: int = 1, lead: str = OPEN_ANSWER
+) -> int:
+    """Length of an answer, or of the rest of one (see `answer_weight`), its stop token included."""
+    return int(answer_weight(vocabulary, items, 1.0, 1.0, start_index, lead))
 
 
 def structure_of(vocabulary: CoordinateVocabulary, prefix: Sequence[int], matched: Iterable[Place]) -> list[int]:

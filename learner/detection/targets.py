@@ -11,19 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from learner.detection.matching import Match
+from learner.detection.openings import OPEN_ANSWER, openings
 from learner.detection.parsing import ParsedRollout
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject
-from learner.detection.serialize import CLOSE_OBJECT
-from learner.detection.target_writer import (
-    OPEN_ANSWER,
-    Box,
-    TargetWriter,
-    answer_weight,
-    ending,
-    openings,
-    structure_of,
-)
+from learner.detection.serialize import CLOSE_OBJECT, Describable
+from learner.detection.target_writer import Box, TargetWriter, answer_weight, ending, num_tokens, structure_of
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError
 
@@ -106,13 +99,16 @@ def rollout_target(
     lesson = _Lesson(record_id, tuple(prompt_token_ids), tuple(objects), vocabulary, weights)
     partner = {i: j for i, j, _ in match.pairs}
     candidates = [i for i in range(len(parsed.predictions)) if weights.prefix_extras == "keep" or i in partner]
-    for num_kept in range(len(candidates), -1, -1):
-        target = lesson.from_rollout(parsed, partner, candidates[:num_kept])
-        if capacity is None or target.num_tokens <= capacity:
-            return replace(target, num_shortened=len(candidates) - num_kept) if num_kept < len(candidates) else target
+    target = lesson.from_rollout(parsed, partner, candidates)
+    if capacity is None or target.num_tokens <= capacity:
+        return target
+    for num_kept in range(len(candidates) - 1, -1, -1):
+        if lesson.num_tokens(parsed, partner, candidates[:num_kept]) <= capacity:
+            target = lesson.from_rollout(parsed, partner, candidates[:num_kept])
+            return replace(target, num_shortened=len(candidates) - num_kept)
     raise DataError(
-        f"{record_id}: prompt and ground-truth answer have {target.num_tokens} tokens, but the capacity is {capacity}; "
-        "raise global_max_length or set custom.on_long_target: skip"
+        f"{record_id}: prompt and ground-truth answer have {lesson.from_ground_truth().num_tokens} tokens, but the "
+        f"capacity is {capacity}; raise global_max_length or set custom.on_long_target: skip"
     )
 
 
@@ -131,12 +127,21 @@ class _Lesson:
         self._write_tail(writer, self.objects, 1, OPEN_ANSWER)
         return self._target(writer)
 
+    def num_tokens(self, parsed: ParsedRollout, partner: dict[int, int], kept: list[int]) -> int:
+        """Length of `from_rollout`, without writing it."""
+        missing = self._missing(partner, kept)
+        if not kept or self.weights.prefix_extras == "drop":
+            written: list[Describable] = [*(parsed.predictions[i] for i in kept), *missing]
+            return len(self.prompt) + num_tokens(self.vocabulary, written)
+        last = parsed.predictions[kept[-1]]
+        tail = num_tokens(self.vocabulary, missing, last.place.next_index, last.place.closing)
+        return len(self.prompt) + max(last.positions) + 1 + tail
+
     def from_rollout(self, parsed: ParsedRollout, partner: dict[int, int], kept: list[int]) -> Target:
         """Keep the predictions `kept` (ascending, with their ground truths in `partner`) and append the others."""
         if not kept:
             return self.from_ground_truth()
-        found = {partner[i] for i in kept if i in partner}
-        missing = [item for j, item in enumerate(self.objects) if j not in found]
+        missing = self._missing(partner, kept)
         predictions = [parsed.predictions[i] for i in kept]
         taught = [self.objects[partner[i]] if i in partner else None for i in kept]
         if self.weights.prefix_extras == "drop":
@@ -147,6 +152,10 @@ class _Lesson:
             place = predictions[-1].place
             self._write_tail(writer, missing, place.next_index, place.closing)
         return self._target(writer)
+
+    def _missing(self, partner: dict[int, int], kept: list[int]) -> list[GroundTruthObject]:
+        found = {partner[i] for i in kept if i in partner}
+        return [item for j, item in enumerate(self.objects) if j not in found]
 
     def _own_prefix(
         self, parsed: ParsedRollout, predictions: list[Prediction], taught: list[GroundTruthObject | None]

@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -97,6 +98,12 @@ def test_every_ground_truth_object_is_taught_exactly_once(
     assert short.num_tokens <= capacity
     assert (short.num_shortened == 0) == (short == whole)
     check_target(short, answer_of(short), ids, truth, parsed, match, vocabulary, weights)
+    if short.num_shortened:
+        last = kept_of(parsed, match, weights, short.num_shortened - 1)[-1]
+        one_more = replace(parsed, predictions=parsed.predictions[: last + 1])
+        pairs = Match(tuple(pair for pair in match.pairs if pair[0] <= last))
+        longer = rollout_target("train:1", PROMPT, truth, one_more, pairs, vocabulary, weights=weights)
+        assert longer.num_tokens > capacity
 
 
 def check_target(
@@ -111,8 +118,7 @@ def check_target(
 ) -> None:
     """Hold a target, and the key/value pairs of its answer, against the rollout `ids` that it was made from."""
     partner = {i: j for i, j, _ in match.pairs}
-    kept = [i for i in range(len(parsed.predictions)) if weights.prefix_extras == "keep" or i in partner]
-    kept = kept[: len(kept) - target.num_shortened]
+    kept = kept_of(parsed, match, weights, target.num_shortened)
     found = {partner[i] for i in kept if i in partner}
     missing = [item for j, item in enumerate(truth) if j not in found]
     assert target.token_ids[:3] == PROMPT
@@ -142,6 +148,13 @@ def check_target(
     assert sorted(bins for _, bins in target.boxes) == sorted(item.bins for item in truth)
     assert list(target.ce_positions) == sorted(set(target.ce_positions))
     assert target.ce_denominator == ground_truth_target("x:1", (), truth, vocabulary, weights).ce_denominator
+
+
+def kept_of(parsed: ParsedRollout, match: Match, weights: TargetWeights, num_shortened: int) -> list[int]:
+    """The predictions that a target keeps in its prefix."""
+    matched = [i for i, _, _ in match.pairs]
+    kept = list(range(len(parsed.predictions))) if weights.prefix_extras == "keep" else matched
+    return kept[: len(kept) - num_shortened]
 
 
 # --- answers, cut and spelled in any way ------------------------------------------------------------------------------
