@@ -94,7 +94,7 @@ def run_server(settings: ServerSettings, send_buffer: int | None = None) -> Iter
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
-        assert started.wait(30)
+        assert started.wait(120)
         yield RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine)
     finally:
         server.should_exit = True

@@ -2,7 +2,8 @@
 
 import os
 import time
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from rollout_server.engines.vllm_start import checkpoint_folder, start
 from rollout_server.engines.vllm_weights import checkpoint_tensors
 from rollout_server.settings import ServerSettings
 from shared.errors import EngineFailed, WeightSyncFailed
+from shared.streams import task_group
+
+WATCH_INTERVAL_S = 0.1
 
 
 class VllmCore:
@@ -49,8 +53,9 @@ class VllmCore:
 
     async def settle(self) -> None:
         """Tell the workers whose they are, and ask how they keep their weights."""
-        await self._llm.collective_rpc("end_with_server", args=(os.getpid(),))
-        packed = (await self._llm.collective_rpc("packed_modules"))[0]
+        async with self._while_alive():
+            await self._llm.collective_rpc("end_with_server", args=(os.getpid(),))
+            packed = (await self._llm.collective_rpc("packed_modules"))[0]
         self._tensors = await anyio.to_thread.run_sync(checkpoint_tensors, self._folder, packed)
 
     def close(self) -> None:
@@ -91,15 +96,29 @@ class VllmCore:
 
     async def load_weights(self, file: Path) -> None:
         """Replace the weights that `file` names, and forget all that was computed with the old ones."""
-        try:
+        async with self._while_alive():
             failures = await self._llm.collective_rpc("load_weights_file", args=(str(file),))
             self._num_loads += 1
             await self._llm.reset_prefix_cache()
             await self._llm.reset_encoder_cache()
-        except EngineDeadError as error:
-            raise EngineFailed(self.DIED) from error
         if any(failures):
             raise WeightSyncFailed(f"loading failed: {next(filter(None, failures))}")
+
+    @asynccontextmanager
+    async def _while_alive(self) -> AsyncIterator[None]:
+        """Raise EngineFailed from a body whose engine dies: vLLM leaves calls to a dead one unanswered."""
+        async with task_group() as tasks:
+            tasks.start_soon(self._raise_when_dead)
+            try:
+                yield
+            except EngineDeadError as error:
+                raise EngineFailed(self.DIED) from error
+            tasks.cancel_scope.cancel()
+
+    async def _raise_when_dead(self) -> None:
+        while not self.is_dead:  # noqa: ASYNC110 - vLLM has no event for the death of its process
+            await anyio.sleep(WATCH_INTERVAL_S)
+        raise EngineFailed(self.DIED)
 
     async def _decoded(self, request: EngineRequest, prompt: RenderedPrompt) -> EngineResult:
         answer = GrowingAnswer(request, self._text_of)

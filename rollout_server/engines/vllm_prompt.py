@@ -39,7 +39,8 @@ class PromptRenderer:
     async def render(self, request: EngineRequest, num_loads: int) -> RenderedPrompt:
         """Render `request`; raises SampleRejected for an id, an image or a length that does not fit.
 
-        `num_loads` tells the prefix cache which weights its entries belong to.
+        `num_loads` tells the prefix cache which weights its entries belong to. A count of loads, not the policy's
+        version, so that a load that failed, or the same version sent again, makes older entries stale too.
         """
         self._rules.check_ids(request)
         self._rules.check_length(len(request.prompt_token_ids), request.sampling.max_new_tokens)

@@ -31,6 +31,8 @@ from shared.config.training import TunerSection
 from shared.wire import PolicyVersion, Sampling
 
 TIMEOUT_S = 60.0
+PREFIX_BLOCK = 32
+"""Tokens, of vLLM on a CPU."""
 ENGINES = [name for name in get_args(EngineName) if name != "scripted"]
 TRANSPORTS: dict[str, WeightTransport] = {"file": FileTransport(), "http": HttpTransport(2**20)}
 
@@ -71,7 +73,7 @@ class ServerProcess:
 def server_config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("config")
     values = {
-        "global_max_length": 512,
+        "global_max_length": 640,
         "model": {"model": str(checkpoint), "dtype": "float32"},
         "training": {"output_dir": str(folder / "run")},
         "custom": {
@@ -93,8 +95,7 @@ def served(
     request: pytest.FixtureRequest, server_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     """A server of each engine, shared by all tests; whoever uses it publishes first."""
-    if request.param == "vllm" and find_spec("vllm") is None:
-        pytest.skip("vllm is not installed")
+    skip_unless_installed(request.param)
     server = ServerProcess(server_config, request.param, tmp_path_factory.mktemp("weights"))
     server.start()
     yield server
@@ -102,12 +103,18 @@ def served(
 
 
 @pytest.fixture
-def mortal(server_config: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server of the hf engine that a test may kill."""
-    server = ServerProcess(server_config, "hf", tmp_path)
+def mortal(request: pytest.FixtureRequest, server_config: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that a test may kill, of the engine that the fixture's parameter names."""
+    skip_unless_installed(request.param)
+    server = ServerProcess(server_config, request.param, tmp_path)
     server.start()
     yield server
     server.end(signal.SIGKILL)
+
+
+def skip_unless_installed(engine: str) -> None:
+    if engine == "vllm" and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
 
 
 @dataclass
@@ -174,10 +181,13 @@ def load(checkpoint: Path) -> Callable[..., LoadedModel]:
 
 @pytest.fixture(scope="session")
 def requests(checkpoint: Path, image: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> list:
-    """32 requests for one text and images of one size, so that they make one batch without padding."""
+    """32 requests for one text and images of one size, so that they make one batch without padding.
+
+    Long enough for several blocks of vLLM's prefix cache, which hold nothing of a shorter prompt.
+    """
     folder = tmp_path_factory.mktemp("images")
     encoder = Encoder(
-        load_tokenizer(str(checkpoint)), ImageReader.from_checkpoint(checkpoint), system="", user_prompt="Detect."
+        load_tokenizer(str(checkpoint)), ImageReader.from_checkpoint(checkpoint), system="", user_prompt="Detect. " * 24
     )
     made = []
     for number in range(32):
@@ -186,6 +196,7 @@ def requests(checkpoint: Path, image: Callable[..., bytes], tmp_path_factory: py
         made.append(
             RolloutRequest(encoder.encode_now(Record(f"image:{number}", (str(path),), 64, 64, ())), seed=number)
         )
+    assert len(made[0].encoded.prompt_token_ids) > 2 * PREFIX_BLOCK
     return made
 
 

@@ -1,24 +1,30 @@
 """Whatever goes wrong in a sync, answers are those of the old or of the new weights, or the server is not ready."""
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from learner.model.load import LoadedModel
 from learner.rollouts.remote import RolloutServer
 from learner.weight_sync.merge import full_weights
 from learner.weight_sync.transports import WeightUpdate, write_update
 from rollout_server.engines.hf import HfEngine
+from rollout_server.engines.vllm import VllmEngine
 from shared.errors import ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, WeightCommit
+from tests.contract.own_answers import Learner, assert_same
 
 pytestmark = pytest.mark.slow
 
@@ -30,13 +36,18 @@ Fault = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def old(load: Callable[..., LoadedModel]) -> LoadedModel:
-    return shaken(load(), 1)
+def shaken_learner(load: Callable[..., LoadedModel], requests, sampling) -> Callable[..., Learner]:
+    return lambda seed, **tuner: Learner(shaken(load(**tuner), seed), requests[:COUNT], sampling)
 
 
 @pytest.fixture(scope="module")
-def new(load: Callable[..., LoadedModel]) -> LoadedModel:
-    return shaken(load(), 2)
+def old(shaken_learner: Callable[..., Learner]) -> Learner:
+    return shaken_learner(1)
+
+
+@pytest.fixture(scope="module")
+def new(shaken_learner: Callable[..., Learner]) -> Learner:
+    return shaken_learner(2)
 
 
 def shaken(loaded: LoadedModel, seed: int) -> LoadedModel:
@@ -127,16 +138,15 @@ def by_http(update: WeightUpdate):
     ids=lambda fault: fault.__name__,
 )
 async def test_a_learner_that_does_not_deliver_leaves_the_old_weights_serving(
-    site, old: LoadedModel, new: LoadedModel, fault: Fault
+    site, old: Learner, new: Learner, fault: Fault
 ) -> None:
-    with site.publisher(old) as publisher, site.publisher(new) as successor:
+    with site.publisher(old.loaded) as publisher, site.publisher(new.loaded) as successor:
         version = (await publisher.publish_if_stale(1)).version
-        before = await site.answers(version, COUNT)
-        update = write_update(site.root, full_weights(new), NEW, "full", "file")
+        update = write_update(site.root, full_weights(new.loaded), NEW, "full", "file")
         await fault(site, update)
-        assert await site.answers(version, COUNT) == before
+        assert_same(await site.answers(version, COUNT), old)
         assert await site.status_of("/ready/") == 200
-        assert await site.answers((await successor.publish_if_stale(1)).version, COUNT) != before
+        assert_same(await site.answers((await successor.publish_if_stale(1)).version, COUNT), new)
     update.drop()
     assert not any(site.root.iterdir())
 
@@ -151,11 +161,10 @@ async def assert_serves_nothing(site, version: PolicyVersion) -> None:
             await site.answers(wanted, COUNT)
 
 
-async def test_weights_that_are_not_finite_serve_nothing_until_a_full_resend(site, old: LoadedModel, load) -> None:
+async def test_weights_that_are_not_finite_serve_nothing_until_a_full_resend(site, old: Learner, load) -> None:
     broken = load(freeze_vit=True)
-    with site.publisher(old) as publisher, site.publisher(broken, merges=True) as breaking:
+    with site.publisher(old.loaded) as publisher, site.publisher(broken, merges=True) as breaking:
         version = (await publisher.publish_if_stale(1)).version
-        before = await site.answers(version, COUNT)
         await breaking.publish_if_stale(1)
         with torch.no_grad():
             broken.model.model.language_model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
@@ -164,10 +173,10 @@ async def test_weights_that_are_not_finite_serve_nothing_until_a_full_resend(sit
         await assert_serves_nothing(site, version)
         assert await publisher.resend(site.channel.name) == version
         assert await site.status_of("/ready/") == 200
-        assert await site.answers(version, COUNT) == before
+        assert_same(await site.answers(version, COUNT), old)
 
 
-class HalfLoadingEngine(HfEngine):
+class HalfLoadingHf(HfEngine):
     """Loads half of the tensors and then fails, while `breaks` is set."""
 
     breaks = False
@@ -183,27 +192,65 @@ class HalfLoadingEngine(HfEngine):
         raise WeightSyncFailed("half of it was loaded, says the test")
 
 
-@pytest.fixture
-async def breakable(serving, scripted, site_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator:
-    monkeypatch.setattr("rollout_server.engines.hf.HfEngine", HalfLoadingEngine)
-    with serving(replace(scripted(), engine="hf", weights_root=tmp_path)) as running:
+class HalfLoadingVllm(VllmEngine):
+    """Stumbles over a tensor after all others have been loaded, while `breaks` is set."""
+
+    breaks = False
+
+    async def load_weights(self, file: Path) -> None:
+        if self.breaks:
+            with safe_open(file, framework="pt") as sent:
+                tensors = {name: sent.get_tensor(name) for name in sent.keys()}  # noqa: SIM118 - no mapping
+            last = list(tensors)[-1]
+            save_file(tensors | {last: tensors[last][..., :-1].contiguous()}, file)
+        await super().load_weights(file)
+
+
+HALF_LOADING = {"hf": HalfLoadingHf, "vllm": HalfLoadingVllm}
+NO_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=NO_VLLM)])
+async def breakable(
+    request: pytest.FixtureRequest, serving, scripted, site_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator:
+    engine = HALF_LOADING[request.param]
+    monkeypatch.setattr(f"{engine.__base__.__module__}.{engine.__base__.__name__}", engine)
+    with serving(replace(scripted(), engine=request.param, weights_root=tmp_path)) as running:
         yield running.engine, await site_of(running.url, tmp_path)
 
 
-async def test_half_of_a_load_serves_nothing_until_a_full_resend(breakable, old: LoadedModel, new: LoadedModel) -> None:
+async def test_half_of_a_load_serves_nothing_until_a_full_resend(breakable, old: Learner, new: Learner) -> None:
     engine, site = breakable
-    with site.publisher(old, "http") as publisher, site.publisher(new, "http") as successor:
+    with site.publisher(old.loaded, "http") as publisher, site.publisher(new.loaded, "http") as successor:
         version = (await publisher.publish_if_stale(1)).version
-        before = await site.answers(version, COUNT)
         engine.breaks = True
-        with pytest.raises(WeightSyncFailed, match="says the test"):
+        with pytest.raises(WeightSyncFailed, match="load_failed"):
             await successor.publish_if_stale(1)
         await assert_serves_nothing(site, version)
         engine.breaks = False
         await publisher.resend(site.channel.name)
-        assert await site.answers(version, COUNT) == before
+        assert_same(await site.answers(version, COUNT), old)
         published = await successor.publish_if_stale(1)
-        assert await site.answers(published.version, COUNT) != before
+        assert_same(await site.answers(published.version, COUNT), new)
+
+
+async def test_half_of_a_merged_load_serves_nothing_until_everything_is_sent(
+    breakable, shaken_learner: Callable[..., Learner]
+) -> None:
+    engine, site = breakable
+    learner = shaken_learner(3, train_type="lora", lora_rank=4)
+    with site.publisher(learner.loaded, "http", merges=True, fallback_to_full=False) as publisher:
+        version = (await publisher.publish_if_stale(1)).version
+        assert_same(await site.answers(version, COUNT), learner)
+        learner.train_to(2)
+        engine.breaks = True
+        with pytest.raises(WeightSyncFailed, match="load_failed"):
+            await publisher.publish_if_stale(2)
+        await assert_serves_nothing(site, version)
+        engine.breaks = False
+        published = await publisher.publish_if_stale(2)
+        assert_same(await site.answers(published.version, COUNT), learner)
 
 
 # --- a server that is killed while it commits ------------------------------------------------------------------------
@@ -215,28 +262,70 @@ async def open_batch(site) -> AsyncIterator[None]:
     sampling = site.sampling.model_copy(update={"max_new_tokens": 450, "stop_token_ids": ()})
     stream = RolloutServer(site.client, 60).decode("long", site.requests[:1], sampling, None)
     answer = asyncio.create_task(anext(stream))
-    while "boxloop_server_running 1" not in (await site.client.get("/metrics")).text:  # noqa: ASYNC110 - a process
-        await asyncio.sleep(0.01)
+    await until(lambda: is_decoding(site))
     yield
     with pytest.raises(ServerUnavailable):
         await answer
 
 
+@pytest.mark.parametrize("mortal", ["hf"], indirect=True)
 async def test_a_server_killed_in_a_commit_comes_back_with_its_checkpoint_and_is_sent_everything(
-    mortal, site_of, old: LoadedModel
+    mortal, site_of, old: Learner
 ) -> None:
     site = await site_of(mortal.url, mortal.weights_root)
     before = await site.answers(None, COUNT)
-    with site.publisher(old) as publisher:
+    with site.publisher(old.loaded) as publisher:
         async with open_batch(site):  # holds the commit at the door
             publishing = asyncio.create_task(publisher.publish_if_stale(1))
-            while (await site.channel.status()).phase != "loading":  # noqa: ASYNC110 - a process
-                await asyncio.sleep(0.01)
+            await until(lambda: is_loading(site))
             mortal.end(signal.SIGKILL)
         assert (await publishing).left_out == (site.channel.name,)
-        mortal.start()
-        site.client.base_url = httpx.URL(mortal.url)
-        assert (await site.channel.status()).policy_version is None
-        assert await site.answers(None, COUNT) == before
+        await comes_back(mortal, site, before)
         version = await publisher.resend(site.channel.name)
-        assert await site.answers(version, COUNT) != before
+        assert_same(await site.answers(version, COUNT), old)
+
+
+@pytest.mark.parametrize("mortal", ["vllm"], indirect=True)
+async def test_an_engine_core_killed_in_a_load_takes_the_server_with_it_which_is_then_sent_everything(
+    mortal, site_of, old: Learner
+) -> None:
+    site = await site_of(mortal.url, mortal.weights_root)
+    before = await site.answers(None, COUNT)
+    (core,) = psutil.Process(mortal.process.pid).children()
+    with site.publisher(old.loaded) as publisher:
+        core.suspend()  # so that the load does not end
+        publishing = asyncio.create_task(publisher.publish_if_stale(1))
+        await until(lambda: is_syncing(site))
+        core.kill()
+        assert (await publishing).left_out == (site.channel.name,)
+        assert mortal.process.wait(10) == 1
+        await comes_back(mortal, site, before)
+        version = await publisher.resend(site.channel.name)
+        assert_same(await site.answers(version, COUNT), old)
+
+
+async def until(happened: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await happened():  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.01)
+
+
+async def is_decoding(site) -> bool:
+    return "boxloop_server_running 1" in (await site.client.get("/metrics")).text
+
+
+async def is_loading(site) -> bool:
+    return (await site.channel.status()).phase == "loading"
+
+
+async def is_syncing(site) -> bool:
+    """Whether the door is shut and the load has begun."""
+    metrics = (await site.client.get("/metrics")).text
+    return not re.search(r'boxloop_server_seconds_total{activity="syncing"} 0\.0$', metrics, re.MULTILINE)
+
+
+async def comes_back(mortal, site, checkpoint_answers: list[tuple[int, ...]]) -> None:
+    mortal.start()
+    site.client.base_url = httpx.URL(mortal.url)
+    assert (await site.channel.status()).policy_version is None
+    assert await site.answers(None, COUNT) == checkpoint_answers
