@@ -4,7 +4,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -40,14 +40,35 @@ def compared(
     ours: Callable[[], object], baseline: Callable[[], object], runs: int = 5, clock: Clock = time.perf_counter
 ) -> Comparison:
     """Time both in turns, after one run of each that does not count."""
+    (comparison,) = compared_after({"": lambda: None}, ours, baseline, runs, clock).values()
+    return comparison
+
+
+def compared_after(
+    preparations: Mapping[str, Callable[[], object]],
+    ours: Callable[[], object],
+    baseline: Callable[[], object],
+    runs: int = 5,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Comparison]:
+    """Time ours after each of the preparations, which take no part, and the baseline, in turns as `compared` does."""
     ours(), baseline()
-    pairs = [(seconds_of(ours, clock), seconds_of(baseline, clock)) for _ in range(runs)]
-    return Comparison(
-        ours_s=statistics.median(pair[0] for pair in pairs),
-        baseline_s=statistics.median(pair[1] for pair in pairs),
-        ratio=statistics.median(mine / theirs for mine, theirs in pairs),
-        runs=runs,
-    )
+    rounds = []
+    for _ in range(runs):
+        seconds = {}
+        for name, prepare in preparations.items():
+            prepare()
+            seconds[name] = seconds_of(ours, clock)
+        rounds.append((seconds, seconds_of(baseline, clock)))
+    return {
+        name: Comparison(
+            ours_s=statistics.median(seconds[name] for seconds, _ in rounds),
+            baseline_s=statistics.median(theirs for _, theirs in rounds),
+            ratio=statistics.median(seconds[name] / theirs for seconds, theirs in rounds),
+            runs=runs,
+        )
+        for name in preparations
+    }
 
 
 def print_measure(
