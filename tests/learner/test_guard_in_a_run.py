@@ -79,10 +79,11 @@ async def test_it_stops_a_run_that_collapses_and_leaves_its_healthy_twin_alone(
             where = (f"model.model={start}", f"training.output_dir={tmp_path / name}", servers)
             await trained(config_of(*common, *ANSWERS_ALONE, *where, f"training.max_steps={num_steps}", *knobs))
 
-    await learn_from_answers("healthy", 8, *BOTH_KNOBS)
     with pytest.raises(RunLeftItsBands, match="prefix_extras: drop"):
         await learn_from_answers("collapsing", 30)
-    assert len(steps_of(tmp_path / "healthy")) == 8
     first, *_, last = steps_of(tmp_path / "collapsing")
-    assert first["rollout/parse_truncated_rate"] == steps_of(tmp_path / "healthy")[0]["rollout/parse_truncated_rate"]
+    await learn_from_answers("healthy", last["step"], *BOTH_KNOBS)  # by then the other had been stopped
+    healthy = steps_of(tmp_path / "healthy")
+    assert [line["step"] for line in healthy] == list(range(1, last["step"] + 1))
+    assert first["rollout/parse_truncated_rate"] == healthy[0]["rollout/parse_truncated_rate"]
     assert first["rollout/parse_truncated_rate"] <= 0.1 < last["rollout/parse_truncated_rate"]
