@@ -3,7 +3,8 @@
 Both sides learn one pack: rows of 256 tokens with an image each, a third of them supervised, on the same random weights
 and in the same type. The plain step (benchmarks/reference/plain_step.py) makes all logits and reads the pack once;
 `N=2 time` is Channel A with two passes over it. `memory` compares how far the peak of a step, gradients included, lies
-above the loaded model, each side in a process of its own. On a GPU, `--size 2b` has the sizes of Qwen3-VL-2B.
+above the loaded model, each side in a process of its own. `--size 2b` has the sizes of Qwen3-VL-2B; on a GPU it runs in
+bfloat16 unless told otherwise.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from learner.plan.step_plan import StepTotals
 
 BASELINE = "transformers forward and backward, all logits, one pass"
 AIMS = {("small", 1): "<= 0.8", ("small", 2): "<= 1.1", ("2b", 2): "<= 1.4"}
+DENSE_BFLOAT16_TERAFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
+"""By what the names of GPUs hold: the makers' figures, those of the SXM boards where there are several."""
 PLAIN = 0
 """In the place of a number of passes: the plain step."""
 
@@ -86,11 +89,15 @@ def _wait_for(device: torch.device) -> None:
 
 
 def measure_time(options: argparse.Namespace, folder: Path) -> None:
-    """Run all sides in turns, round after round, and print the median ratio of each to the plain step beside it."""
+    """Run all sides in turns and print the median ratio of each to the plain step of the same round.
+
+    Each round begins with another side, so that none always has the same one before it.
+    """
     loaded, pack = load_model(str(folder), dtype=options.dtype), made_up_pack(options.tokens)
     steps = {PLAIN: plain_step(loaded, pack), **{n: our_step(loaded, pack, n) for n in options.passes}}
     flops = {side: _flops_of(step) for side, step in steps.items()}
-    rounds = [{side: seconds_of(step) for side, step in steps.items()} for _ in range(options.runs)]
+    rounds = [{side: seconds_of(steps[side]) for side in turned(list(steps), turn)} for turn in range(options.runs)]
+    peak, no_peak = peak_teraflops(options.peak_tflops, loaded)
     for n in options.passes:
         ours_s, plain_s = (statistics.median(each[side] for each in rounds) for side in (n, PLAIN))
         print_measure(
@@ -104,13 +111,31 @@ def measure_time(options: argparse.Namespace, folder: Path) -> None:
             baseline_s=round(plain_s, 3),
             ours_teraflops=round(flops[n] / 1e12, 3),
             baseline_teraflops=round(flops[PLAIN] / 1e12, 3),
-            share_of_peak=round(flops[n] / ours_s / 1e12 / options.peak_tflops, 4) if options.peak_tflops else None,
+            share_of_peak=round(flops[n] / ours_s / 1e12 / peak, 4) if peak else None,
+            **({"no_share_of_peak": no_peak} if no_peak else {}),
             dtype=str(loaded.compute_dtype).removeprefix("torch."),
             device=loaded.device.type,
             tokens=pack.num_tokens,
             supervised=sum(item.num_tokens - item.target.num_prompt_tokens for item in pack.items),
             vocab=options.vocab,
         )
+
+
+def turned(sides: list[int], turn: int) -> list[int]:
+    """The sides in their order, from the one at `turn` on."""
+    first = turn % len(sides)
+    return sides[first:] + sides[:first]
+
+
+def peak_teraflops(given: float | None, loaded: LoadedModel) -> tuple[float | None, str]:
+    """What the device multiplies at best, in 10^12 operations a second, or None and why that is not known."""
+    if given is not None:
+        return given, ""
+    name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else loaded.device.type
+    is_known_type = loaded.compute_dtype is torch.bfloat16
+    peak = next((known for part, known in DENSE_BFLOAT16_TERAFLOPS.items() if part in name and is_known_type), None)
+    dtype = str(loaded.compute_dtype).removeprefix("torch.")
+    return peak, "" if peak else f"no peak is known for {dtype} on {name}; give --peak-tflops"
 
 
 def _flops_of(step: Step) -> int:
@@ -172,11 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--passes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="float32, but for 2b on a GPU")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--peak-tflops", type=float, help="what the device can do, to print the share of it")
+    parser.add_argument("--peak-tflops", type=float, help="what the device can do; known for some GPUs in bfloat16")
     parser.add_argument("--peak-of", nargs=2, metavar=("FOLDER", "PASSES"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.dtype is None:
+        options.dtype = "bfloat16" if options.size == "2b" and torch.cuda.is_available() else "float32"
     disable_progress_bar()
     if options.peak_of:
         print(peak_bytes(Path(options.peak_of[0]), int(options.peak_of[1]), options.tokens, options.dtype))
