@@ -61,22 +61,37 @@ def core_of(process: subprocess.Popen[str]) -> psutil.Process:
     return core
 
 
+def assert_the_death_is_told(process: subprocess.Popen[str], url: str, killed_at: float) -> None:
+    """By /health/ with the reason, at most five seconds after it, and then by the exit code."""
+    wait_until(lambda: httpx.get(f"{url}/health/", trust_env=False).status_code == 503)
+    health = httpx.get(f"{url}/health/", trust_env=False)
+    assert time.monotonic() - killed_at < 5
+    assert (health.status_code, "vLLM's engine process has died" in health.text) == (503, True)
+    assert process.wait(8) == 1
+    assert "EngineFailed: vLLM's engine process has died" in process.communicate()[1]
+
+
 def test_a_killed_engine_core_is_told_by_streams_health_and_exit_code(
     process: subprocess.Popen[str], prompts, sockets: Path
 ) -> None:
     url = ready_url(process)
-    assert "vllm:num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False).text
     body = prompts.batch("a", "b", sampling=prompts.sampling(200)).model_dump_json()
     with httpx.stream("POST", f"{url}/rollouts", content=body, trust_env=False, timeout=30) as response:
         lines = response.iter_lines()
         assert json.loads(next(lines))["type"] == "header"
+        killed_at = time.monotonic()
         core_of(process).kill()
         said = [json.loads(line) for line in lines]
     assert {line["uid"]: line.get("code") for line in said if "uid" in line} == dict.fromkeys("ab", "engine_died")
-    wait_until(lambda: httpx.get(f"{url}/health/", trust_env=False).status_code == 503)
-    assert process.wait(8) == 1
-    assert "EngineFailed: vLLM's engine process has died" in process.communicate()[1]
+    assert_the_death_is_told(process, url, killed_at)
     assert not list(sockets.glob("vllm-*"))
+
+
+def test_an_engine_core_that_is_killed_without_work_is_told_too(process: subprocess.Popen[str]) -> None:
+    url = ready_url(process)
+    killed_at = time.monotonic()
+    core_of(process).kill()
+    assert_the_death_is_told(process, url, killed_at)
 
 
 def test_a_killed_server_leaves_no_engine_core_and_no_sockets(process: subprocess.Popen[str], sockets: Path) -> None:

@@ -209,3 +209,26 @@ async def test_a_load_that_fails_half_way_is_told_and_a_whole_one_heals(
     await vllm.load_weights(checkpoint / "model.safetensors")
     after = await answers(vllm, requests)
     assert {uid: each.token_ids for uid, each in after.items()} == {uid: each.token_ids for uid, each in before.items()}
+
+
+async def test_two_workers_that_share_the_weights_answer_as_one_does(
+    vllm: Engine, checkpoint: Path, tmp_path: Path, requests_for: Callable[..., list[EngineRequest]]
+) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({name: value * 0.9 for name, value in weights.items()}, tmp_path / "w.safetensors", {"format": "pt"})
+    requests, said = requests_for(8), []
+    settings = ServerSettings(str(checkpoint), "vllm", limits_for(256, 16), tensor_parallel_size=2)
+    two = build_engine(settings)
+    await two.start()
+    try:
+        for file in (checkpoint / "model.safetensors", tmp_path / "w.safetensors"):
+            if said:
+                await two.load_weights(file)
+            await vllm.load_weights(file)
+            ours, others = await answers(two, requests), await answers(vllm, requests)
+            said.append({uid: each.token_ids for uid, each in ours.items()})
+            assert said[-1] == {uid: each.token_ids for uid, each in others.items()}
+    finally:
+        await two.close()
+        await vllm.load_weights(checkpoint / "model.safetensors")
+    assert said[0] != said[1]
