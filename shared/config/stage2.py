@@ -30,7 +30,9 @@ class ChannelBSection(Section):
         default=None, description="learn while decoding goes on; null = in server mode"
     )
     rollout_decode_batch_size: int | None = Field(
-        default=None, ge=1, description="answers in flight per server; null = no cap"
+        default=None,
+        ge=1,
+        description="answers in flight per server; null = what it decodes at once and a quarter more",
     )
 
 

@@ -63,9 +63,11 @@ def test_a_plain_model_with_the_merged_weights_computes_what_the_adapted_one_doe
     loaded = adapted(use_dora=use_dora, modules_to_save=modules_to_save, lora_dropout=0.5)
     plain = load_model(str(tiny_folder), dtype="float32", device="cpu").model
     expected, before = logits(loaded.model), logits(plain)
-    assert (expected - before).abs().max() > 0.1
+    largest = float(expected.abs().max())
+    assert (expected - before).abs().max() > 0.1 * largest
     plain.load_state_dict(plain.state_dict() | merged_weights(loaded))
-    torch.testing.assert_close(logits(plain), expected, atol=2e-4, rtol=1e-4)
+    # Adapters as large as these amplify the rounding of merged weights; by how much depends on the CPU's kernels.
+    torch.testing.assert_close(logits(plain), expected, atol=1e-4 * largest, rtol=0)
     assert full_weights(loaded).keys() == dict(plain.named_parameters()).keys()
     assert all(tensor.equal(full_weights(loaded)[name]) for name, tensor in plain.named_parameters())
 
