@@ -1,6 +1,6 @@
 """Stands for a rollout server: answers probes and goes wrong as its FAKE_SERVER mode says. Run by `python -m`.
 
-A mode that ends in `_once` goes wrong in the first process of a run only.
+It goes wrong once the learner is there. A mode that ends in `_once` goes wrong in the first process of a run only.
 """
 
 import os
@@ -17,6 +17,8 @@ from shared.lifeline import end_with_parent
 REPORT = b'{"ok": false, "components": [{"name": "engine", "live": true, "ready": false, "reason": "%s"}]}'
 MODE = os.environ.get("FAKE_SERVER", "")
 FAILED = threading.Event()
+FOLDER = Path(sys.argv[sys.argv.index("--config") + 1]).parent
+"""Of the run."""
 
 
 class Ready(BaseHTTPRequestHandler):
@@ -44,9 +46,15 @@ GOES_WRONG = {
 }
 
 
+def go_wrong() -> None:
+    while not (FOLDER / "learner.log").exists():
+        time.sleep(0.02)
+    GOES_WRONG[MODE]()
+
+
 def is_first() -> bool:
     """Whether no other process of this run has asked."""
-    mark = Path(sys.argv[sys.argv.index("--config") + 1]).with_name("first")
+    mark = FOLDER / "first"
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
@@ -64,7 +72,7 @@ if __name__ == "__main__":
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     print("pid", grandchild.pid, flush=True)
     if MODE in GOES_WRONG and (not MODE.endswith("_once") or is_first()):
-        threading.Timer(0.7, GOES_WRONG[MODE]).start()
+        threading.Thread(target=go_wrong, daemon=True).start()
     port = int(sys.argv[sys.argv.index("--port") + 1])
     server = ThreadingHTTPServer(("127.0.0.1", port), Ready)
     threading.Thread(target=server.serve_forever, daemon=True).start()

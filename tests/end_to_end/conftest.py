@@ -22,7 +22,7 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from shared.config.load import load_config
 from shared.weights_root import weights_root
-from tests.end_to_end.faults import NUM_STEPS, SCRIPTED_RUN, SCRIPTED_UP
+from tests.end_to_end.faults import NUM_STEPS, SCRIPTED_RUN, SCRIPTED_UP, STOPPED_UP, records_of
 
 ROOT = Path(__file__).parents[2]
 MARK = "BOXLOOP_TEST_RUN"
@@ -76,23 +76,25 @@ class Command:
     mark: str
     told: str = ""
 
-    def end(self, timeout_s: float = 90) -> int:
+    def end(self, timeout_s: float = 180) -> int:
         """Wait for it; the exit code. `told` is then what it printed."""
         self.told = self.process.communicate(timeout=timeout_s)[0]
         return self.process.returncode
 
-    def wait_for(self, happened: Callable[[], bool], timeout_s: float = 60) -> None:
+    def wait_for(self, happened: Callable[[], object], timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while not happened():
             assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.process.stdout.read()}"
             assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def log(self, name: str = "logging.jsonl") -> list[dict[str, Any]]:
-        """The records so far, whole lines only."""
-        path = self.folder / name
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The records so far."""
+        return records_of(self.folder, name)
+
+    def said(self, name: str = "learner") -> str:
+        """The log of one of its processes."""
+        return (self.folder / f"{name}.log").read_text()
 
     def pids(self) -> list[int]:
         """Living processes of this run, the supervisor among them."""
@@ -223,3 +225,26 @@ def undisturbed(config_for, checkpoint: Path, script_of, start_once, tmp_path_fa
     (folder / "script.json").write_text(json.dumps(script_of(seconds_per_token=0)))
     arguments = (str(folder / "script.json"), f"config={config_for(folder, checkpoint)}", *SCRIPTED_RUN)
     return start_once(arguments, folder / "run", SCRIPTED_UP).folder / f"checkpoint-{NUM_STEPS}"
+
+
+@pytest.fixture
+def scripted_up(start, config_for, checkpoint: Path, script_of, tmp_path: Path) -> Callable[..., Command]:
+    """Start the run that `undisturbed` is the end of, with servers that a test disturbs.
+
+    `stops` are moments at which the learner stops itself (see stopped_learner.py). The run lies in `folder`.
+    """
+
+    def run(*arguments: str, folder: Path = tmp_path, stops: str = "", **script: object) -> Command:
+        (tmp_path / "script.json").write_text(json.dumps(script_of(**script)))
+        given = (tmp_path / "script.json", f"config={config_for(folder, checkpoint)}", *SCRIPTED_RUN, *arguments)
+        program, given = (STOPPED_UP, (stops, *given)) if stops else (SCRIPTED_UP, given)
+        return start(*given, folder=folder / "run", program=program)
+
+    return run
+
+
+@pytest.fixture
+def late(undisturbed: Path) -> Callable[..., dict[str, float]]:
+    """Delays of a script: the answers of these steps take `seconds` longer, all of them or the first few."""
+    steps = {line["step"]: line["trained"] for line in records_of(undisturbed.parent, "ledger.jsonl")}
+    return lambda *wanted, seconds, first=None: {name: seconds for step in wanted for name in steps[step][:first]}

@@ -1,13 +1,15 @@
 """Learners that are killed, asked to stop, or have no disk left: what was learned stays, and a resumed run goes on."""
 
 import json
+import os
 import re
-import resource
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,103 +17,152 @@ import pytest
 
 from tests.end_to_end.faults import (
     NUM_STEPS,
-    PATTERN,
     PER_STEP,
     QUIET,
+    RESUMED,
     ROLLOUT,
     SCRIPTED_RUN,
+    assert_all_end,
     assert_each_record_was_learned_once,
+    assert_nothing_happened,
+    decoding,
     differing,
 )
+from tests.end_to_end.small_disk import SmallDisk, small_disk
 
 pytestmark = pytest.mark.slow
 
-KILLED_LEARNER = (str(Path(__file__).with_name("killed_learner.py")),)
-RESUMED = "training.resume_from_checkpoint=true"
+EVALUATED = ("training.eval_strategy=steps", "training.eval_steps=2")
+UP_KEYS = ("server_port=0", "wait_interval=0.1")
 
 
-@pytest.fixture
-def lasting_server(config_for, checkpoint: Path, script_of, tmp_path: Path) -> Iterator[str]:
-    """The address of a scripted server that outlives its learners."""
-    (tmp_path / "script.json").write_text(json.dumps(script_of()))
-    arguments = ["--config", config_for(tmp_path, checkpoint), "--port", "0", "--engine", "scripted"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rollout_server", *map(str, arguments), "--script", str(tmp_path / "script.json")],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    address = process.stdout.readline().split()[-1]
-    assert "ready" in process.stdout.readline()
-    yield f"http://{address}"
-    process.kill()
-    process.communicate()
+@contextmanager
+def lasting_server(config: Path, *arguments: str) -> Iterator[str]:
+    """The address of a server that outlives its learners."""
+    command = [sys.executable, "-m", "rollout_server", "--config", str(config), "--port", "0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        assert "ready" in process.stdout.readline()
+        yield f"http://{address}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Learners:
+    """Learners of one configuration that work with one server, one after another."""
+
+    def __init__(self, process: subprocess.Popen[str], config: Path, server: str, keys: tuple[str, ...]) -> None:
+        servers = f"{ROLLOUT}.vllm.server.servers=[{{base_url: '{server}'}}]"
+        self._process, self._server = process, server
+        self._arguments = ["--config", str(config), servers, *(key for key in keys if key not in UP_KEYS)]
+        self._checkpoints = config.parent / "run"
+
+    def run(self, phase: str, times: int, *overrides: str) -> int:
+        """The exit code of one that is killed in that phase, or that is not; it resumes if there is a checkpoint."""
+        resumed = [RESUMED] if list(self._checkpoints.glob("checkpoint-*")) else []
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(
+            json.dumps([phase, times, [*self._arguments, *overrides, *resumed]]), file=self._process.stdin, flush=True
+        )
+        assert select.select([self._process.stdout], [], [], 120)[0], "the learner hangs"
+        return int(self._process.stdout.readline())
+
+    def kill(self, phase: str, times: int, *overrides: str) -> None:
+        """Let one run into its death, and see that the server frees the work that it had for it."""
+        assert self.run(phase, times, *overrides) == -signal.SIGKILL, phase
+        deadline = time.monotonic() + 60
+        while "boxloop_server_open_samples 0.0" not in httpx.get(f"{self._server}/metrics", trust_env=False).text:
+            assert time.monotonic() < deadline, "the work of a dead learner stays in the engine"
+            time.sleep(0.05)
+
+
+@contextmanager
+def learners(config: Path, server: str, keys: tuple[str, ...], log: Path) -> Iterator[Learners]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.end_to_end.forked_learners", str(log)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield Learners(process, config, server, keys)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_learner_that_is_killed_in_any_phase_resumes_to_the_same_weights(
-    start, lasting_server: str, config_for: Callable[[Path, Path], Path], checkpoint: Path, undisturbed: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    up_keys = ("server_port=0", "wait_interval=0.1")
-    keys = [key for key in SCRIPTED_RUN if key not in up_keys]
-    servers = f"{ROLLOUT}.vllm.server.servers=[{{base_url: '{lasting_server}'}}]"
-    arguments = ("--config", config_for(tmp_path, checkpoint), servers, *keys)
-    resume: tuple[str, ...] = ()
-    for phase, times in (("update", 1), ("save", 2), ("decode", 9), ("publish", 1), ("compute", 1)):
-        killed = start(phase, times, *arguments, *resume, program=KILLED_LEARNER)
-        assert killed.end(60) == -signal.SIGKILL, killed.told
-        resume = (RESUMED,) if (tmp_path / "run" / "checkpoint-2").exists() else ()
-        if phase == "decode":
-            wait_until_idle(lasting_server)
-    assert resume
-    last = start("never", 0, *arguments, *resume, program=KILLED_LEARNER)
-    assert last.end(60) == 0, last.told
-    assert_each_record_was_learned_once(last, NUM_STEPS, PER_STEP)
-    assert differing(last.folder / f"checkpoint-{NUM_STEPS}", undisturbed) == []
-    assert not list(last.folder.glob(".*partial"))
-
-
-def wait_until_idle(server: str) -> None:
-    """The server frees the work of a learner that is gone."""
-    deadline = time.monotonic() + 5
-    while "boxloop_server_running 0.0" not in httpx.get(f"{server}/metrics", trust_env=False).text:
-        assert time.monotonic() < deadline, "the work of a dead learner stays in the engine"
-        time.sleep(0.05)
-
-
-def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
-    start, config_for, checkpoint: Path, script_of, tmp_path: Path
+    config_for: Callable[[Path, Path], Path], checkpoint: Path, script_of, undisturbed: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "script.json").write_text(json.dumps(script_of()))
-    config = config_for(tmp_path, checkpoint)
-    run = start(
-        tmp_path / "script.json", f"config={config}", *SCRIPTED_RUN, f"{PATTERN}=[B]", "training.save_steps=100",
-        "training.max_steps=100", program=("-m", "benchmarks.scripted_run"),
-    )  # fmt: skip
-    run.wait_for(lambda: len(run.log()) >= 1)
-    time.sleep(0.3)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.end(40) == 143, run.told
-    assert "SIGTERM: the running step has 20 s to end" in run.told
-    finished = len(run.log())
-    assert finished >= 2
-    assert [path.name for path in run.folder.glob("checkpoint-*")] == [f"checkpoint-{finished}"]
-    assert_each_record_was_learned_once(run, finished, PER_STEP)
+    config, log, run = config_for(tmp_path, checkpoint), tmp_path / "learner.log", tmp_path / "run"
+    played = ("--engine", "scripted", "--script", str(tmp_path / "script.json"))
+    with lasting_server(config, *played) as server, learners(config, server, SCRIPTED_RUN, log) as each:
+        for phase, times in (("encode", 3), ("update", 1), ("rename", 1)):
+            each.kill(phase, times)
+            assert not list(run.glob("checkpoint-*"))
+        each.kill("save", 2)  # of step 4
+        for phase in ("compute", "snapshot", "prepare", "publish", "decode", "compute_b"):
+            each.kill(phase, 2 if phase == "decode" else 1)
+        each.kill("evaluation", 2, *EVALUATED)
+        each.kill("ledger", 1)
+        assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"]
+        assert each.run("", 0) == 0, log.read_text()
+    assert_each_record_was_learned_once(run, NUM_STEPS, PER_STEP)
+    assert differing(run / f"checkpoint-{NUM_STEPS}", undisturbed) == []
+    assert not list(run.glob(".*partial"))
+    assert "Traceback" not in log.read_text()
 
 
-def test_a_full_disk_ends_the_run_with_the_older_checkpoint_whole(
-    start, config_for: Callable[[Path, Path], Path], checkpoint: Path, tmp_path: Path
+def test_a_learner_that_is_killed_while_transformers_decodes_or_loads_resumes_to_the_same_weights(
+    six_steps, config_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    config = config_for(tmp_path, checkpoint)
-    arguments = ("train", "--config", config, *QUIET, "custom.trainer_variant=stage1_sft")
-    run = start(*arguments, "training.save_steps=1", "training.max_steps=1000")
-    run.wait_for(lambda: (run.folder / "checkpoint-1").exists())
-    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))
-    assert run.end(60) == 1, run.told
-    assert re.search(r"NotWritten: .*checkpoint-\d+ cannot be written: .*It needs about \d+\.\d MiB", run.told)
-    assert "Traceback" not in run.told
-    newest = max(int(path.name.removeprefix("checkpoint-")) for path in run.folder.glob("checkpoint-*"))
-    assert not list(run.folder.glob(".*partial"))
-    resumed = start(*arguments, f"training.max_steps={newest + 1}", RESUMED)
-    assert resumed.end(60) == 0, resumed.told
-    assert [line["step"] for line in resumed.log("ledger.jsonl")] == list(range(1, newest + 2))
+    config, log, run = config_of(tmp_path), tmp_path / "learner.log", tmp_path / "run"
+    with lasting_server(config) as server, learners(config, server, QUIET, log) as each:
+        each.kill("decode", 2)
+        each.kill("publish", 2)
+        assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
+        assert each.run("", 0) == 0, log.read_text()
+    assert_each_record_was_learned_once(run, 6, 6)
+    assert differing(run / "checkpoint-6", six_steps.folder / "checkpoint-6") == []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
+
+
+def test_a_run_that_is_killed_has_no_disk_and_is_asked_to_stop_is_resumed_to_the_same_weights(
+    scripted_up, disk: SmallDisk, undisturbed: Path
+) -> None:
+    killed = scripted_up(folder=disk.folder)
+    killed.wait_for(lambda: (killed.folder / "checkpoint-2").exists() and decoding(killed))
+    killed.process.kill()
+    assert killed.end() == -signal.SIGKILL
+    assert_all_end(killed)
+
+    full = scripted_up(RESUMED, folder=disk.folder)
+    full.wait_for(lambda: decoding(full))
+    disk.fill(full)
+    assert full.end() == 1, full.told
+    assert re.search(rf"checkpoint-4 cannot be written: .*{disk.says}.*It needs about \d+\.\d MiB", full.told)
+    assert "learner failed with code 1" in full.told
+    assert "Traceback" not in full.told
+    assert [path.name for path in full.folder.glob("*checkpoint-*")] == ["checkpoint-2"]
+    assert full.pids() == []
+    disk.free()
+
+    stopped = scripted_up(RESUMED, "training.save_steps=100", folder=disk.folder)
+    stopped.wait_for(lambda: decoding(stopped))
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.end() == 128 + signal.SIGTERM, stopped.told
+    assert "SIGTERM: the running step has 20 s to end" in stopped.told
+    assert (stopped.folder / "checkpoint-4").exists()
+    assert_each_record_was_learned_once(stopped.folder, 4, PER_STEP)
+
+    last = scripted_up(RESUMED, folder=disk.folder)
+    assert last.end() == 0, last.told
+    assert_nothing_happened(last, undisturbed)
