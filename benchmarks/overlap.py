@@ -1,12 +1,13 @@
 """`python -m benchmarks.overlap [--engine vllm|hf]`: how well a B step of 64 answers hides learning behind decoding.
 
-A real server decodes on one core, the real training loop learns on another. The wall time of a step runs from its first
-request to the end of its last pack. `schedule R` divides it by that of the best possible schedule: answer i cannot be
-learned before it arrived (a_i seconds after the first request) and takes c_i seconds, its tokens at the rate that the
-same packs were learned at with nothing beside them, so no schedule ends before max_i (a_i + Σ_{a_j ≥ a_i} c_j).
-`pipeline R` divides it by the longer of decoding alone and learning alone. R is learning alone / decoding alone, set by
-the number of objects that a target holds. `off` decodes all and then learns; it is also where both are timed alone.
-`chunks` asks for two answers at a time, one request in flight.
+A real server decodes on one core, the real training loop learns on another. The wall time of a step runs from its
+beginning, before the first record is read and the weights are published, to the end of its last pack. `schedule R`
+divides it by that of the best possible schedule, which begins with the first request: answer i cannot be learned before
+it arrived (a_i seconds after that) and takes c_i seconds, its tokens at the rate that the same packs were learned at
+with nothing beside them, so no schedule ends before max_i (a_i + Σ_{a_j ≥ a_i} c_j). `pipeline R` divides it by the
+longer of decoding alone and learning alone. R is learning alone / decoding alone, set by the number of objects that a
+target holds. `off` decodes all and then learns; it is also where both are timed alone. `chunks` is the common client:
+it asks for two answers, and for the next two when it has both.
 """
 
 import argparse
@@ -28,15 +29,20 @@ MATCHING, CHANNEL_B = "custom.extra.rollout_matching", "custom.extra.stage2_ab.c
 VARIANTS = {
     "off": [f"{CHANNEL_B}.enable_pipeline=false"],
     "pipeline": [],
-    "chunks": [f"{MATCHING}.rollout_infer_batch_size=2", f"{CHANNEL_B}.rollout_decode_batch_size=2"],
+    "chunks": [f"{MATCHING}.rollout_infer_batch_size=2", f"{MATCHING}.deterministic=true"],
 }
+"""Repeatable runs send batches whole, one at a time to each server."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one B step. Arrivals are (seconds after the first request, tokens to learn), in order of time."""
+    """Seconds of one B step. Arrivals are (seconds after the first request, tokens to learn), in order of time.
+
+    `wall_s` is `to_first_request_s` longer than the time since the first request.
+    """
 
     wall_s: float
+    to_first_request_s: float
     decode_s: float
     learn_s: float
     num_tokens: int
@@ -48,9 +54,11 @@ class Timing:
         answers = step.record.learned
         decode_s = step.seconds("time/rollout_generate_s")
         first_request_at = max(each.rollout.arrived_at for each in answers) - decode_s
+        began_at = step.ended_at - step.record.seconds
         parts = ("post_rollout_pack", "forward", "backward")
         return cls(
-            wall_s=step.ended_at - step.seconds("time/optimizer_s") - first_request_at,
+            wall_s=step.record.seconds - step.seconds("time/optimizer_s"),
+            to_first_request_s=first_request_at - began_at,
             decode_s=decode_s,
             learn_s=sum(step.seconds(f"time/{part}_s") for part in parts),
             num_tokens=int(step.record.tallies.numerator("packing/post_rollout_fill")),
@@ -125,6 +133,7 @@ def measure(bench: Bench, address: str, ratio: float) -> None:
         "decode_s": round(decode_s, 3),
         "learn_s": round(learn_s, 3),
         "wall_s": round(statistics.median(each.wall_s for each in on), 3),
+        "to_first_request_s": round(statistics.median(each.to_first_request_s for each in on), 3),
         "decode_beside_learning_s": round(statistics.median(each.decode_s for each in on), 3),
         "learn_beside_decoding_s": round(statistics.median(each.learn_s for each in on), 3),
         "packs": statistics.median(each.num_packs for each in on),

@@ -166,7 +166,7 @@ async def trained(
 ) -> list[TimedStep]:
     """Run the real training loop on one core, with one thread for its matrices; returns its steps.
 
-    `learner` replaces what computes.
+    `learner` replaces what computes. Packs are made of what has arrived, also where the servers are asked in order.
     """
     listed = ", ".join(f"{{base_url: '{address}'}}" for address in addresses)
     loaded = load_config(config, [*overrides, f"custom.extra.rollout_matching.vllm.server.servers=[{listed}]"])
@@ -175,5 +175,5 @@ async def trained(
     with on_core(core):
         async with open_run(loaded, Console(file=io.StringIO()), loaded.training.output_dir) as run:
             computing = learner(run.learner) if learner else run.learner
-            await train(replace(run, sinks=recorder, learner=computing))  # type: ignore[arg-type]
+            await train(replace(run, sinks=recorder, learner=computing, in_order=False))  # type: ignore[arg-type]
     return recorder.steps
