@@ -1,35 +1,37 @@
 """A tiny model and packs of targets on it, for tests that run the real thing."""
 
+# The pure tests below this folder need no torch: it is imported by the fixtures that need it, and for types.
+from __future__ import annotations
+
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from rich.console import Console
 
-from learner.build import open_run
-from learner.data.images import ImageReader
-from learner.data.prompt import Encoder
 from learner.data.sample import EncodedImage, TrainingSample
 from learner.detection.record import GroundTruthObject, Record, read_records
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import EVERYTHING, LoadedModel, load_model, load_tokenizer
-from learner.model.tiny import build_tiny
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepTotals
-from learner.rollouts.remote import RolloutRequest
-from learner.run import Run
 from shared.config.load import load_config
 from shared.config.models import Config
 from shared.config.training import TunerSection
+
+if TYPE_CHECKING:
+    import torch
+
+    from learner.data.prompt import Encoder
+    from learner.model.load import LoadedModel
+    from learner.rollouts.remote import RolloutRequest
+    from learner.run import Run
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
@@ -45,6 +47,8 @@ class Workbench:
 
     @property
     def coordinate_ids(self) -> torch.Tensor:
+        import torch
+
         return torch.tensor(self.vocabulary.coordinate_ids)
 
     def sample(
@@ -72,6 +76,8 @@ class Workbench:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint, written once; treat it as read-only."""
+    from learner.model.tiny import build_tiny
+
     folder = tmp_path_factory.mktemp("tiny")
     build_tiny(folder, seed=1)
     return folder
@@ -80,6 +86,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workbench_of(tiny_folder: Path) -> Callable[..., Workbench]:
     """Load the tiny model afresh, in float32 on the CPU unless told otherwise; `tuner` names what is trained."""
+    from learner.model.load import EVERYTHING, load_model, load_tokenizer
 
     def load(
         attn_impl: str = "auto", dtype: str = "float32", tuner: TunerSection = EVERYTHING, device: str = "cpu"
@@ -117,6 +124,10 @@ def step_totals_of() -> Callable[..., StepTotals]:
 @pytest.fixture(scope="session")
 def encoder(checkpoint: Path) -> Encoder:
     """The encoder of the checkpoint that test servers serve."""
+    from learner.data.images import ImageReader
+    from learner.data.prompt import Encoder
+    from learner.model.load import load_tokenizer
+
     return Encoder(
         load_tokenizer(str(checkpoint)), ImageReader.from_checkpoint(checkpoint), system="", user_prompt="Detect."
     )
@@ -125,6 +136,7 @@ def encoder(checkpoint: Path) -> Encoder:
 @pytest.fixture
 def requests_of(encoder: Encoder, image: Callable[..., bytes], tmp_path: Path) -> Callable[[int], list[RolloutRequest]]:
     """Make requests for images of noise, `data:1` and on, each with one object."""
+    from learner.rollouts.remote import RolloutRequest
 
     def make(count: int) -> list[RolloutRequest]:
         requests = []
@@ -173,6 +185,8 @@ def config_of(checkpoint: Path, tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture
 def answers(shapes: Path, checkpoint: Path) -> dict[str, list[int]]:
     """For each record an answer that has its first object and misses the others."""
+    from learner.model.load import load_tokenizer
+
     vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
     return {
         record.record_id: vocabulary.encode(answer_text(record.objects[:1]) + "<|im_end|>")
@@ -187,6 +201,9 @@ def opened(
     tmp_path: Path,
 ) -> Callable[..., AbstractAsyncContextManager[Run]]:  # fmt: skip
     """Open a run beside a server that plays this script: three steps A, A, B of four records unless told otherwise."""
+    from rich.console import Console
+
+    from learner.build import open_run
 
     @asynccontextmanager
     async def run(*overrides: str, **script: Any) -> AsyncIterator[Run]:

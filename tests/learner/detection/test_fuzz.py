@@ -1,9 +1,12 @@
-"""A million random answers."""
+"""A million random answers, and long ones in linear time."""
+
+import random
+import time
 
 import numpy as np
 import pytest
 
-from learner.detection.parsing import parse_rollout
+from learner.detection.parsing import ParsedRollout, RolloutParser, parse_rollout
 from learner.detection.vocabulary import CoordinateVocabulary
 
 NUM_ROUNDS = 100
@@ -35,3 +38,47 @@ def test_a_million_random_answers_never_raise(fused_vocabulary: CoordinateVocabu
         num_parsed += len(answers)
     assert num_parsed == 1_000_000
     assert 25_000 < num_kept < 100_000
+
+
+@pytest.mark.parametrize(
+    ("closing", "num_answers", "num_ids"),
+    [(True, 350, 100), (False, 15, 2500)],
+    ids=["entries", "an entry that never ends"],
+)
+def test_long_random_answers_take_linear_time(
+    closing: bool, num_answers: int, num_ids: int, fused_vocabulary: CoordinateVocabulary
+) -> None:
+    """Three times so many answers of so many likely ids, and of four times as many, fed in pieces of any size."""
+    vocabulary = fused_vocabulary
+    rng = random.Random(0)
+    begun = vocabulary.encode(WHOLE + ', "object_2": {"desc": "')
+    units = [vocabulary.encode(text) for text in GLUE if text != "}" and (closing or text.isalnum())]
+    units += [[token_id] for token_id in vocabulary.coordinate_ids[:3]]
+    entry = vocabulary.encode(', "object_2": ' + WHOLE.removeprefix('{"object_1": '))
+
+    def answer(length: int) -> list[int]:
+        ids = vocabulary.encode(WHOLE) if closing else list(begun)
+        while len(ids) < length:
+            ids += entry if closing and rng.random() < 0.99 else rng.choice(units)
+        return ids[:length]
+
+    ratios = []
+    for _ in range(3):
+        short, long = ([answer(length) for _ in range(num_answers)] for length in (num_ids, 4 * num_ids))
+        seconds = [time.process_time()]
+        for answers in (short, long):
+            parsed = [fed(ids, vocabulary, rng) for ids in answers]
+            seconds.append(time.process_time())
+            assert all(each.predictions for each in parsed)
+        ratios.append((seconds[2] - seconds[1]) / (seconds[1] - seconds[0]))
+    assert min(ratios) < 8
+
+
+def fed(ids: list[int], vocabulary: CoordinateVocabulary, rng: random.Random) -> ParsedRollout:
+    parser = RolloutParser(vocabulary)
+    start = 0
+    while start < len(ids):
+        size = rng.choice((1, 2, 8))
+        parser.feed(ids[start : start + size])
+        start += size
+    return parser.finish()
