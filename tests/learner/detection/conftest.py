@@ -1,8 +1,8 @@
 """Tokenizers to parse and encode with: small byte-level BPE, trained here, in three variants."""
 
 import json
-import random
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -39,11 +39,13 @@ def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> PreT
 
 
 def _enlarged(tokenizer: Tokenizer, alphabet: list[str], size: int) -> models.BPE:
-    """The same merges, and words that no merge leads to."""
-    rng = random.Random(0)
+    """The same merges, and words of four bytes that no merge leads to."""
+    words = (
+        alphabet[n % 7] + alphabet[n // 7 % 256] + alphabet[n // 1792 % 256] + alphabet[255 - n % 11] for n in count()
+    )
     vocab = dict(tokenizer.get_vocab(with_added_tokens=False))
     while len(vocab) < size:
-        vocab.setdefault("".join(rng.choices(alphabet, k=rng.randint(3, 9))), len(vocab))
+        vocab.setdefault(next(words), len(vocab))
     return models.BPE(vocab=vocab, merges=[])
 
 
