@@ -151,8 +151,8 @@ async def two_by_two(bench: Bench, client: httpx.AsyncClient, requests: Sequence
 
 
 def measure(bench: Bench, name: str, send: Sender, max_new_tokens: int, aim: str, runs: int) -> None:
-    """Print the median ratio of `runs` pairs, after one that does not count."""
-    rates = [_pair(bench, send, bench.requests(max_new_tokens)) for _ in range(runs + 1)][1:]
+    """Print the median ratio of `runs` pairs."""
+    rates = [_pair(bench, send, bench.requests(max_new_tokens)) for _ in range(runs)]
     ours, offline = (statistics.median(side) for side in zip(*rates, strict=True))
     ratio = statistics.median(mine / theirs for mine, theirs in rates)
     rounded = {"tokens_per_s": round(ours), "offline_tokens_per_s": round(offline)}
@@ -215,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limits = limits_for(MAX_MODEL_LEN, MAX_NUM_SEQS)
         offline = OFFLINE[options.engine](ServerSettings(str(model), options.engine, limits, dtype="float32"))
         bench = Bench(url, offline, _image_prompt(model))
+        _pair(bench, at_once, bench.requests(min(AIMS)))  # does not count
         for max_new_tokens, aim in AIMS.items():
             measure(bench, f"stream {max_new_tokens}", at_once, max_new_tokens, aim, options.runs)
         measure(bench, "a POST each", one_each, min(AIMS), "none", options.runs)
