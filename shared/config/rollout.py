@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.config.section import Section
+from shared.wire import Temperature
 
 
 class RepeatTerminateSection(Section):
@@ -101,7 +102,7 @@ class RolloutMatchingSection(Section):
     )
     max_new_tokens: int = Field(default=1024, ge=1, description="longest answer")
     decode_mode: Literal["greedy"] = Field(default="greedy", description="the only value; temperature above 0 samples")
-    temperature: float = Field(default=0.0, ge=0, description="0 = greedy")
+    temperature: Temperature = Field(default=0.0, description="0 = greedy, else at least 0.01")
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     top_k: int = Field(default=0, ge=0, description="sample among so many tokens; 0 = all")
     repetition_penalty: float = Field(default=1.0, gt=0, description="1 = off")

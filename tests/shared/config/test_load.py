@@ -108,6 +108,7 @@ RULES = [
     ([f"{AB}.schedule.pattern=[]"], f"{AB}.schedule.pattern", "needs a list"),
     ([f"{AB}.schedule.pattern=[A,C]"], f"{AB}.schedule.pattern", "'C'"),
     ([f"{AB}.n_softctx_iter=0"], f"{AB}.n_softctx_iter", "0"),
+    ([f"{ROLLOUT}.temperature=0.001"], f"{ROLLOUT}.temperature", "at least 0.01, got 0.001"),
     ([f"{AB}.softctx_temperature=0"], f"{AB}.softctx_temperature", "0"),
     ([f"{AB}.bbox_l1_weight=-1"], f"{AB}.bbox_l1_weight", "-1"),
     ([f"{ROLLOUT}.max_lag=-1"], f"{ROLLOUT}.max_lag", "-1"),
