@@ -105,8 +105,10 @@ class Soak:
             (orders / fault).touch()
         self.faults.append(fault)
 
-    def can_resume(self) -> bool:
-        return "learner" in self.children() and latest_checkpoint(self.folder / "run") is not None
+    @property
+    def is_up(self) -> bool:
+        """Whether the learner is there; before, a server that dies ends the run, as it should."""
+        return "learner" in self.children()
 
     def kill_learner(self) -> None:
         """Kill the learner, wait until the supervisor has ended everything, and resume."""
@@ -214,10 +216,10 @@ def soaked(soak: Soak, minutes: float, chance: random.Random) -> None:
     try:
         while soak.now < end and soak.process.poll() is None:
             soak.look()
-            if kills and soak.now > kills[0] and soak.can_resume():
+            if kills and soak.now > kills[0] and soak.is_up and latest_checkpoint(soak.folder / "run"):
                 del kills[0]
                 soak.kill_learner()
-            elif soak.now > next_fault_at and soak.num_steps:
+            elif soak.now > next_fault_at and soak.is_up:
                 soak.strike(chance.choice((*SIGNALS, *DEADLY, *HARMLESS)), chance)
                 next_fault_at = soak.now + chance.uniform(2, 12)
             time.sleep(0.5)
