@@ -6,20 +6,33 @@ from typing import Any
 
 import orjson
 
+from learner.whole_folder import NotWritten
+
 
 class JsonlLog:
-    """One line a record, flushed as written. Every record has a `step`: how many optimizer steps were finished then."""
+    """One line a record, on its way to the disk when `append` returns.
+
+    Every record has a `step`: how many optimizer steps were finished then.
+    """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         """Open `path`; lines of later steps than `resumed_at` belong to a history that did not survive, and are cut."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             keep_until(path, resumed_at)
-        self._file = path.open("ab")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-        self._file.flush()
+        """Write the record. Raises NotWritten when the disk takes no more; a resume cuts the part that it took."""
+        rest = memoryview(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise NotWritten(
+                f"{self._path} takes no more: {error}. Make room and resume; what stands before this line is whole"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
