@@ -27,13 +27,13 @@ COMMON = (
     "training.effective_batch_size=16",
     "training.per_device_train_batch_size=16",
     "training.save_only_model=true",
+    f"{ROLLOUTS}.deterministic=true",
 )
 ANSWERS_ALONE = (
     f"{STAGE2}.schedule.pattern=[B]",
     f"{STAGE2}.guard.window=4",
     f"{STAGE2}.guard.action=stop",
     f"{ROLLOUTS}.max_new_tokens=150",
-    f"{ROLLOUTS}.deterministic=true",
     "training.lr_scheduler_type=constant",
     "training.learning_rate=0.001",
 )
@@ -65,12 +65,12 @@ async def test_it_stops_a_run_that_collapses_and_leaves_its_healthy_twin_alone(
     common = (*COMMON, f"custom.train_jsonl={tmp_path / 'train.jsonl'}")
     stage1 = (
         "custom.trainer_variant=stage1_sft",
-        "training.max_steps=150",
+        "training.max_steps=200",
         "training.learning_rate=0.002",
         "training.lr_scheduler_type=linear",
     )
     await trained(config_of(*common, *stage1, f"training.output_dir={tmp_path / 'stage1'}"))
-    start = tmp_path / "stage1" / "checkpoint-150"
+    start = tmp_path / "stage1" / "checkpoint-200"
 
     async def learn_from_answers(name: str, num_steps: int, *knobs: str) -> None:
         settings = ServerSettings(str(start), "hf", limits_for(512, 16), weights_root=tmp_path / "weights")
