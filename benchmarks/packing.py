@@ -1,7 +1,8 @@
 """`python -m benchmarks.packing [--annotations FILE]`: how full packs get, and how long packing takes.
 
 `fill` is the packer's fill as a share of what ⌈Σ/capacity⌉ packs would have, for all lengths at once; `streaming_*` is
-the same for lengths that come one by one, with a learner that is never, sometimes or always ready for a pack.
+the same for lengths that come one by one, with a learner that is never, at one in ten or at all of them ready for a
+pack, and gets the fullest there is.
 """
 
 import argparse
@@ -51,8 +52,8 @@ def streamed(lengths: Sequence[int], learner: str, rng: random.Random) -> Iterat
         num_packs = 0
         for length in lengths[start : start + STEP]:
             packer.add(Item(length))
-            is_hungry = learner == "always" or (learner == "sometimes" and rng.random() < 0.1)
-            num_packs += packer.take(hungry=is_hungry) is not None
+            if learner == "always" or (learner == "sometimes" and rng.random() < 0.1):
+                num_packs += packer.take(hungry=True) is not None
         yield num_packs + len(packer.close())
 
 
