@@ -1,11 +1,11 @@
 """`python -m benchmarks.overlap [--engine vllm|hf]`: how well a B step of 64 answers hides learning behind decoding.
 
-A real server decodes on one core, the real training loop learns on another. The wall time of a step runs from its
-beginning, before the first record is read and the weights are published, to the end of its last pack. `schedule R`
-divides it by that of the best possible schedule, which begins with the first request: answer i cannot be learned before
-it arrived (a_i seconds after that) and takes c_i seconds, its tokens at the rate that the same packs were learned at
-with nothing beside them, so no schedule ends before max_i (a_i + Σ_{a_j ≥ a_i} c_j). `pipeline R` divides it by the
-longer of decoding alone and learning alone. R is learning alone / decoding alone, set by the number of objects that a
+A real server decodes on one core, the real training loop learns on another. All times run from a step's beginning,
+before the first record is read and the weights are published; its wall time ends with its last pack. `schedule R`
+divides it by that of the best possible schedule: answer i cannot be learned before it arrived (after a_i seconds) and
+takes c_i seconds, its tokens at the rate that the same packs were learned at with nothing beside them, so no schedule
+ends before max_i (a_i + Σ_{a_j ≥ a_i} c_j). `pipeline R` divides it by the longer of decoding alone, with the reading
+and publishing before it, and learning alone. R is learning alone / decoding alone, set by the number of objects that a
 target holds. `off` decodes all and then learns; it is also where both are timed alone. `chunks` is the common client:
 it asks for two answers, and for the next two when it has both.
 """
@@ -36,9 +36,9 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one B step. Arrivals are (seconds after the first request, tokens to learn), in order of time.
+    """Seconds of one B step. Arrivals are (seconds after its beginning, tokens to learn), in order of time.
 
-    `wall_s` is `to_first_request_s` longer than the time since the first request.
+    `decode_s` begins with the first request, `to_first_request_s` after the step.
     """
 
     wall_s: float
@@ -63,9 +63,7 @@ class Timing:
             learn_s=sum(step.seconds(f"time/{part}_s") for part in parts),
             num_tokens=int(step.record.tallies.numerator("packing/post_rollout_fill")),
             num_packs=int(step.record.tallies.numerator("packing/num_packs")),
-            arrivals=tuple(
-                sorted((each.rollout.arrived_at - first_request_at, each.sample.num_tokens) for each in answers)
-            ),
+            arrivals=tuple(sorted((each.rollout.arrived_at - began_at, each.sample.num_tokens) for each in answers)),
         )
 
     def best_s(self, seconds_per_token: float) -> float:
@@ -126,7 +124,7 @@ def measure(bench: Bench, address: str, ratio: float) -> None:
     off, on = (bench.timings(address, variant, num_objects) for variant in ("off", "pipeline"))
     rates = [each.learn_s / each.num_tokens for each in off]
     decode_s, learn_s = (statistics.median(getattr(each, name) for each in off) for name in ("decode_s", "learn_s"))
-    longest = [max(each.decode_s, each.learn_s) for each in off]
+    longest = [max(each.to_first_request_s + each.decode_s, each.learn_s) for each in off]
     details = {
         "engine": bench.engine,
         "learn_to_decode": round(learn_s / decode_s, 3),
