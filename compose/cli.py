@@ -121,12 +121,12 @@ def evaluate(
     arguments: LaunchKeys = None,
     server_gpus: ServerGpus = None,
     train_gpus: TrainGpus = None,
-    server_port: ServerPort = "0",
+    server_port: ServerPort = None,
 ) -> None:
     """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures."""
     model = () if checkpoint is None else (f"model.model={checkpoint}", "training.resume_from_checkpoint=null")
     launch = parse_launch(
-        (*(arguments or ()), *model, *EVALUATION),
+        ("server_port=0", *(arguments or ()), *model, *EVALUATION),
         config=config,
         server_gpus=server_gpus,
         train_gpus=train_gpus,
@@ -177,7 +177,7 @@ def data_from_coco(context: typer.Context) -> None:
 
 
 def parse_launch(arguments: Sequence[str], **options: object) -> Launch:
-    """Read `key=value` arguments: the keys of Launch, and overrides of the config; `options` that are set go first.
+    """Read `key=value` arguments: the keys of Launch, and overrides of the config; `options` that are set win.
 
     Raises ConfigError that names every wrong value, or every key that is neither with the nearest one.
     """

@@ -96,6 +96,7 @@ def test_options_go_before_arguments() -> None:
         ("doctor", "server_gpus=0"),
         ("serve", "--config", "CONFIG", "--port", "70000", "--gpus", "0"),
         ("eval", "--config", "CONFIG"),
+        ("eval", "--config", "CONFIG", "server_port=70000"),
     ],
     ids=" ".join,
 )
@@ -109,8 +110,10 @@ def test_wrong_arguments_end_with_2_before_anything_starts(
         main()
     assert ended.value.code == 2
     assert not (tmp_path / "run").exists()
-    if command[0] == "eval":
-        told = capsys.readouterr().err
+    told = capsys.readouterr().err
+    if "server_port=70000" in command:
+        assert "server_port=70000" in told
+    elif command[0] == "eval":
         assert f"{config}: 1 problem" in told
         assert "custom.val_jsonl: evaluation needs it" in told
 
