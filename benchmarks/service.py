@@ -13,7 +13,6 @@ import io
 import os
 import random
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing
@@ -29,8 +28,7 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measure import print_measure
-from benchmarks.two_processes import SIZES, servers, write_config
-from compose.environment import child_environment
+from benchmarks.two_processes import SIZES, run_as_child, servers, write_config
 from learner.model.tiny import build_tiny
 from rollout_server.engines.base import EngineAnswer, EngineRequest
 from rollout_server.launch import build_engine
@@ -222,14 +220,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure(bench, "batches of 2", two_by_two, min(AIMS), "none", 1)
 
 
-def run_as_servers_do() -> None:
-    """Start over with the environment that servers are started with: glibc reads its part of it only then."""
-    given = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment = child_environment(given, gpus=(), token="", num_processes=1, disable_proxy=True)
-    if environment != dict(os.environ):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.service", *sys.argv[1:]], environment)
-
-
 if __name__ == "__main__":
-    run_as_servers_do()
+    run_as_child("benchmarks.service")
     main()

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -132,16 +133,14 @@ def servers(
     config: Path, folder: Path, arguments: Sequence[Sequence[str]], core: int | None = 0
 ) -> Iterator[list[str]]:
     """Start a server for each list of `arguments`, all on one core with a thread each; yields their addresses."""
-    environment = child_environment(
-        {**os.environ, "OMP_NUM_THREADS": "1"}, gpus=(), token="", num_processes=1, disable_proxy=True
-    )
+    environment = _one_thread()
     with ExitStack() as stack:
         started = []
         for number, extra in enumerate(arguments):
             port = free_port()
             argv = ("-m", "rollout_server", "--config", str(config), "--port", str(port), *extra)
             spec = ProcessSpec(
-                f"server-{number}", (os.sys.executable, *argv), environment, folder / f"server-{number}.log"
+                f"server-{number}", (sys.executable, *argv), environment, folder / f"server-{number}.log"
             )
             with on_core(core):
                 child = ChildProcess(spec)
@@ -149,6 +148,19 @@ def servers(
             started.append(ServerProcess(child, f"http://127.0.0.1:{port}"))
         wait_until_ready(started, READY_TIMEOUT_S, 0.5, Console(file=io.StringIO()))
         yield [server.base_url for server in started]
+
+
+def run_as_child(module: str) -> None:
+    """Start a benchmark over with the environment of a run's processes: glibc reads its part of it only then."""
+    environment = _one_thread()
+    if environment != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
+
+
+def _one_thread() -> dict[str, str]:
+    """The environment of a run's process on a CPU, with one thread for its matrices."""
+    given = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return child_environment(given, gpus=(), token="", num_processes=1, disable_proxy=True)
 
 
 def free_port() -> int:

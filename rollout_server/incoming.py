@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 
 from rollout_server.refusal import Refusal
+from shared.digest import RunningDigest
 from shared.streams import prefetched
 
 BLOCK_BYTES = 2**22
@@ -40,6 +41,7 @@ class IncomingFile:
         self._lock, self.path = _new_file(root, num_bytes)
         self.received_bytes = 0
         self._num_bytes = num_bytes
+        self._digest = RunningDigest(num_bytes)
         self._sender = object()
         self._writing = anyio.Lock()
 
@@ -56,10 +58,14 @@ class IncomingFile:
             async for block in blocks:  # written while the next one comes in
                 async with self._writing:
                     self._check_newest(sender)
-                    await anyio.to_thread.run_sync(self._write, offset, block)
+                    digest = await anyio.to_thread.run_sync(self._write, offset, block)
                     self._check_newest(sender)
                     offset += sum(map(len, block))
-                    self.received_bytes = offset
+                    self.received_bytes, self._digest = offset, digest
+
+    def digest(self) -> str:
+        """Of what has arrived, see shared/digest.py."""
+        return self._digest.hexdigest()
 
     def discard(self) -> None:
         """Remove what has arrived; a chunk that is still being taken is refused."""
@@ -85,15 +91,20 @@ class IncomingFile:
                 block, start = [], offset
         yield block
 
-    def _write(self, offset: int, block: list[bytes]) -> None:
+    def _write(self, offset: int, block: list[bytes]) -> RunningDigest:
+        """Write at `offset`; returns the digest with it."""
+        digest = self._digest
         try:
             with self.path.open("r+b") as file:
                 file.seek(offset)
-                file.writelines(block)
+                for piece in block:
+                    file.write(piece)
+                    digest = digest.after(memoryview(piece))
         except FileNotFoundError:
             raise Refusal(409, "not_prepared", "the update was replaced or aborted meanwhile") from None
         except OSError as error:
             raise Refusal(507, "no_room", f"{self.path} cannot be written: {error}") from error
+        return digest
 
 
 def _new_file(root: Path, num_bytes: int) -> tuple[int, Path]:

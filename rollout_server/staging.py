@@ -50,14 +50,17 @@ def shared_file(manifest: WeightManifest, weights_root: Path) -> Path:
     return file
 
 
-def file_mismatches(file: Path, manifest: WeightManifest) -> list[str]:
-    """Every way in which the delivered safetensors `file` is not what was announced; empty when it is."""
+def file_mismatches(file: Path, manifest: WeightManifest, digest: str | None = None) -> list[str]:
+    """Every way in which the delivered safetensors `file` is not what was announced; empty when it is.
+
+    It is read for its digest, unless that is known.
+    """
     if not file.is_file():
         return [f"{file} does not exist"]
     size = file.stat().st_size
     if size != manifest.num_bytes:
         return [f"{file} has {size} bytes, announced are {manifest.num_bytes}"]
-    digest = file_digest(file)
+    digest = digest or file_digest(file)
     if digest != manifest.digest:
         return [f"{file} has digest {digest}, announced is {manifest.digest}"]
     return _header_mismatches(file, manifest.tensors)

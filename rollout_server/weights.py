@@ -147,7 +147,8 @@ class WeightService:
         state = self._state.forgotten()
         try:
             file = self._delivered(manifest)
-            mismatches = await anyio.to_thread.run_sync(file_mismatches, file, manifest)
+            digest = self._incoming.digest() if self._incoming else None
+            mismatches = await anyio.to_thread.run_sync(file_mismatches, file, manifest, digest)
             if mismatches:
                 raise ManifestRefused(tuple(mismatches))
             state = self._state.postponed()

@@ -8,24 +8,16 @@ from typing import Protocol
 
 import anyio
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from learner.weight_sync.client import WeightChannel
-from shared.digest import file_digest
+from learner.weight_sync.weight_file import save_weights
 from shared.errors import WeightSyncFailed
-from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
+from shared.wire import WEIGHTS_FILE, PolicyVersion, SyncMode, Transport, WeightManifest
 
 CHUNK_BYTES = 2**26
 """A quarter of what a server takes as one body."""
-BLOCK_BYTES, PIECE_BYTES = 2**23, 2**20
+PIECE_BYTES = 2**20
 CHUNK_ATTEMPTS = 3
-
-_DTYPE_NAMES: dict[torch.dtype, Dtype] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 @dataclass(frozen=True)
@@ -83,13 +75,11 @@ class HttpTransport:
 
 
 async def _pieces(file: Path, offset: int, num_bytes: int) -> AsyncIterator[bytes]:
-    """So many bytes of the file, read in large blocks and handed on in parts that a socket takes well."""
+    """So many bytes of the file, in parts that a socket takes well."""
     async with await anyio.open_file(file, "rb") as stream:
         await stream.seek(offset)
-        for start in range(0, num_bytes, BLOCK_BYTES):
-            block = memoryview(await stream.read(min(BLOCK_BYTES, num_bytes - start)))
-            for at in range(0, len(block), PIECE_BYTES):
-                yield bytes(block[at : at + PIECE_BYTES])
+        for start in range(0, num_bytes, PIECE_BYTES):
+            yield await stream.read(min(PIECE_BYTES, num_bytes - start))
 
 
 TRANSPORTS: Mapping[Transport, WeightTransport] = {"file": FileTransport(), "http": HttpTransport()}
@@ -100,16 +90,14 @@ def write_update(
 ) -> WeightUpdate:
     """Write `tensors` into a folder of their own under `root`.
 
-    They go from where they are into the file, without a copy of all in between. Raises WeightSyncFailed when the file
-    cannot be written; nothing of it is left then.
+    Raises WeightSyncFailed when the file cannot be written; nothing of it is left then.
     """
     folder = root / f"{version.incarnation}-{version.step}-{mode}"
     file = folder / WEIGHTS_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        num_bytes, digest = file.stat().st_size, file_digest(file)
-    except (OSError, SafetensorError) as error:
+        saved = save_weights(file, tensors)
+    except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         needed = sum(tensor.nbytes for tensor in tensors.values())
         raise WeightSyncFailed(
@@ -120,19 +108,9 @@ def write_update(
         policy_version=version,
         mode=mode,
         transport=transport,
-        tensors=tuple(tensor_spec(name, tensor) for name, tensor in tensors.items()),
-        num_bytes=num_bytes,
-        digest=digest,
+        tensors=saved.tensors,
+        num_bytes=saved.num_bytes,
+        digest=saved.digest,
         folder=folder.name if transport == "file" else None,
     )
     return WeightUpdate(manifest, file)
-
-
-def tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-    """Name, shape and dtype of a tensor as the wire names them."""
-    return TensorSpec(
-        name=name,
-        shape=tuple(tensor.shape),
-        dtype=_DTYPE_NAMES[tensor.dtype],
-        num_bytes=tensor.nbytes,
-    )

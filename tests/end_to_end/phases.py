@@ -10,13 +10,13 @@ from typing import Any
 import learner.checkpoint
 import learner.evaluate
 import learner.rollouts.remote
-import learner.weight_sync.transports
 from learner.checkpoint import Checkpoints
 from learner.data.prompt import Encoder
 from learner.learn import Learner
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.weight_sync.client import WeightChannel
 from learner.weight_sync.transports import FileTransport
+from shared.digest import RunningDigest
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Phase:
 
 PHASES = {
     "encode": Phase(Encoder, "encode_now"),
-    "snapshot": Phase(learner.weight_sync.transports, "file_digest"),  # the weights are in the file, nobody knows of it
+    "snapshot": Phase(RunningDigest, "hexdigest"),  # the weights are in the file, nobody knows of it
     "prepare": Phase(FileTransport, "deliver"),  # servers know of it
     "publish": Phase(WeightChannel, "commit"),  # delivered, not loaded
     "decode": Phase(learner.rollouts.remote, "checked_rollout"),  # a line came in

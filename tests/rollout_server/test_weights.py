@@ -131,6 +131,22 @@ async def test_data_that_was_damaged_on_the_way_leaves_the_old_version_serving(
             assert (await client.get("/ready/")).status_code == 200
 
 
+async def test_chunks_that_were_damaged_on_the_way_leave_the_old_version_serving(scripted, serving, sent) -> None:
+    manifest, data, root = sent
+    damaged = bytearray(data)
+    damaged[-5] ^= 4
+    with serving(scripted(weights_root=root)) as server:
+        async with server.client() as client:
+            for delivered, expected in ((damaged, 422), (data, 200)):
+                await post(client, "prepare", manifest)
+                for start in range(0, len(data), 100_000):
+                    await put(client, start, bytes(delivered[start : start + 100_000]))
+                reply = await post(client, "commit", WeightCommit(policy_version=version(1)))
+                assert reply.status_code == expected, reply.text
+                held = version(1) if expected == 200 else None
+                assert await status(client) == WeightStatus(phase="serving", policy_version=held)
+
+
 @pytest.mark.parametrize("script", [{"fail_loads": 1}, {"nan_loads": 1}], ids=["load", "canary"])
 async def test_a_load_that_fails_taints_and_a_tainted_server_serves_nothing(
     scripted, serving, prompts, checkpoint, tmp_path, script

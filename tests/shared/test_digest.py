@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.digest import PIECE_BYTES, file_digest
+from shared.digest import PIECE_BYTES, RunningDigest, file_digest
 
 PAGE = 4096
 ROOM = 2**64
@@ -30,6 +30,24 @@ def expected(data: bytes) -> str:
 def test_it_folds_the_weighted_sums_of_the_pages_in_order(tmp_path: Path, size: int) -> None:
     data = random.Random(size).randbytes(size)
     assert digest_of(tmp_path, data) == expected(data)
+
+
+@pytest.mark.parametrize("longest", [1, 100, PAGE, 3 * PAGE + 5, 3 * PIECE_BYTES])
+def test_data_that_is_seen_part_by_part_has_the_digest_of_the_whole(longest: int) -> None:
+    rng = random.Random(longest)
+    data = memoryview(rng.randbytes(min(200 * longest, 4 * PIECE_BYTES + 77)))
+    digest, start = RunningDigest(len(data)), 0
+    while start < len(data):
+        end = start + rng.randint(0, longest)
+        digest, start = digest.after(data[start:end]), end
+    assert digest.hexdigest() == expected(bytes(data))
+
+
+def test_a_part_that_is_taken_back_leaves_nothing() -> None:
+    data = memoryview(random.Random(0).randbytes(2 * PAGE + 9))
+    digest = RunningDigest(len(data)).after(data[:100])
+    digest.after(data[5:PAGE])  # of a sender that is not heard
+    assert digest.after(data[100:]).hexdigest() == expected(bytes(data))
 
 
 def test_any_flipped_bit_changes_it(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def test_a_file_holds_what_its_manifest_announces(tmp_path: Path) -> None:
     assert all(torch.equal(held[name], tensor) for name, tensor in tensors.items())
     assert [(each.name, each.shape, each.dtype, each.num_bytes) for each in manifest.tensors] == [
         ("a", (3, 4), "float32", 48),
+        ("c", (3, 4), "float32", 48),  # before what is narrower
         ("b", (5,), "bfloat16", 10),
-        ("c", (3, 4), "float32", 48),
     ]
     assert manifest.num_bytes == update.file.stat().st_size
     assert manifest.digest == file_digest(update.file)
