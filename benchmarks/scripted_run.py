@@ -12,12 +12,17 @@ from compose.launch_plan import ServerProgram, Work
 from compose.supervisor import run_supervised
 
 
-def run_scripted(script: str, arguments: Sequence[str], work: Work = Work()) -> int:
-    """The exit code of `boxloop up ARGUMENTS…`; a server that went down is started again sooner than in earnest."""
+def scripted(script: str) -> ServerProgram:
+    """Servers that play the script in this file."""
+    return ServerProgram(arguments=("--engine", "scripted", "--script", script))
+
+
+def run_closely_watched(program: ServerProgram, arguments: Sequence[str], work: Work = Work()) -> int:
+    """The exit code of `boxloop up ARGUMENTS…`; a server that fails is noticed, ended and started again sooner."""
+    watch.PROBE_INTERVAL_S, watch.KILL_GRACE_S = 0.25, 0.5
     watch.FIRST_PAUSE_S, watch.LONGEST_PAUSE_S = 0.2, 1.0
-    program = ServerProgram(arguments=("--engine", "scripted", "--script", script))
     return run_supervised(parse_launch(arguments), work, program=program)
 
 
 if __name__ == "__main__":
-    sys.exit(run_scripted(sys.argv[1], sys.argv[2:]))
+    sys.exit(run_closely_watched(scripted(sys.argv[1]), sys.argv[2:]))

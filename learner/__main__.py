@@ -110,4 +110,5 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code) if code >= 128 else sys.exit(code)
+    sys.stderr.flush()
+    os._exit(code)  # all is closed, and what torch has imported would take a second to tear down

@@ -57,6 +57,18 @@ class Script:
     fail_loads: int = 0
     nan_loads: int = 0
 
+    def fault_of(self, uid: str, port: int) -> Fault | None:
+        """What is to befall the next answer, that of `uid`, of the server at `port`; an order is carried out once."""
+        if self.orders is not None and uid != CANARY:
+            orders = Path(self.orders.replace("{port}", str(port)))
+            for ordered in get_args(Fault):
+                try:
+                    (orders / ordered).unlink()
+                except FileNotFoundError:
+                    continue
+                return ordered
+        return self.faults.get(uid)
+
 
 def read_script(file: Path | None) -> Script:
     """Read a script; no file is the empty script. Raises ConfigError for one that cannot be read."""
@@ -150,7 +162,7 @@ class ScriptedEngine:
     async def _answer(self, request: EngineRequest, grids: tuple[Grid, ...], num_prompt_tokens: int) -> EngineResult:
         started = time.monotonic()
         await anyio.sleep(self._script.delays.get(request.uid, 0.0))
-        fault = self._fault(request.uid)
+        fault = self._script.fault_of(request.uid, self._settings.port)
         if fault == "error":
             return EngineFailure(request.uid, "engine_error", "an error, says the script", retryable=True)
         if fault == "die":
@@ -178,17 +190,6 @@ class ScriptedEngine:
             first_token_at=first_token_at,
             finished_at=time.monotonic(),
         )
-
-    def _fault(self, uid: str) -> Fault | None:
-        if self._script.orders is not None and uid != CANARY:
-            orders = Path(self._script.orders.replace("{port}", str(self._settings.port)))
-            for ordered in get_args(Fault):
-                try:
-                    (orders / ordered).unlink()
-                except FileNotFoundError:
-                    continue
-                return ordered
-        return self._script.faults.get(uid)
 
     def _spoken(self, request: EngineRequest) -> tuple[tuple[int, ...], FinishReason]:
         rule = StopRule(request.sampling, str)

@@ -22,7 +22,7 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from shared.config.load import load_config
 from shared.weights_root import weights_root
-from tests.end_to_end.faults import NUM_STEPS, SCRIPTED_RUN, SCRIPTED_UP, STOPPED_UP, records_of
+from tests.end_to_end.faults import DISTURBED_UP, NUM_STEPS, SHORT_RUN, records_of
 
 ROOT = Path(__file__).parents[2]
 MARK = "BOXLOOP_TEST_RUN"
@@ -209,26 +209,34 @@ def start_once() -> Callable[..., Command]:
     return finished
 
 
+@pytest.fixture(scope="session", params=["scripted", "hf"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What decodes in the runs that a test disturbs."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def script_of(checkpoint: Path) -> Callable[..., dict[str, Any]]:
-    """What servers say: one object, half a second long, and the faults of the test."""
-    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+def script_of(engine: str, stage1: Path) -> Callable[..., dict[str, Any]]:
+    """What befalls servers; scripted ones also need to know what to say: one object, half a second long."""
+    if engine != "scripted":
+        return dict
+    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(stage1)))
     text = answer_text([GroundTruthObject("red circle", "bbox_2d", (100, 200, 300, 400))])
     answer = [*vocabulary.encode(text), min(vocabulary.stop_ids)]
     return lambda **faults: {"default": answer, "seconds_per_token": 0.5 / len(answer), **faults}
 
 
 @pytest.fixture(scope="session")
-def undisturbed(config_for, checkpoint: Path, script_of, start_once, tmp_path_factory) -> Path:
+def undisturbed(engine: str, config_of, script_of, start_once, tmp_path_factory) -> Path:
     """The last checkpoint of a run without a fault."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "script.json").write_text(json.dumps(script_of(seconds_per_token=0)))
-    arguments = (str(folder / "script.json"), f"config={config_for(folder, checkpoint)}", *SCRIPTED_RUN)
-    return start_once(arguments, folder / "run", SCRIPTED_UP).folder / f"checkpoint-{NUM_STEPS}"
+    arguments = (engine, str(folder / "script.json"), "", f"config={config_of(folder)}", *SHORT_RUN)
+    return start_once(arguments, folder / "run", DISTURBED_UP).folder / f"checkpoint-{NUM_STEPS}"
 
 
 @pytest.fixture
-def scripted_up(start, config_for, checkpoint: Path, script_of, tmp_path: Path) -> Callable[..., Command]:
+def up(start, engine: str, config_of, script_of, tmp_path: Path) -> Callable[..., Command]:
     """Start the run that `undisturbed` is the end of, with servers that a test disturbs.
 
     `stops` are moments at which the learner stops itself (see stopped_learner.py). The run lies in `folder`.
@@ -236,15 +244,14 @@ def scripted_up(start, config_for, checkpoint: Path, script_of, tmp_path: Path) 
 
     def run(*arguments: str, folder: Path = tmp_path, stops: str = "", **script: object) -> Command:
         (tmp_path / "script.json").write_text(json.dumps(script_of(**script)))
-        given = (tmp_path / "script.json", f"config={config_for(folder, checkpoint)}", *SCRIPTED_RUN, *arguments)
-        program, given = (STOPPED_UP, (stops, *given)) if stops else (SCRIPTED_UP, given)
-        return start(*given, folder=folder / "run", program=program)
+        given = (engine, tmp_path / "script.json", stops, f"config={config_of(folder)}", *SHORT_RUN, *arguments)
+        return start(*given, folder=folder / "run", program=DISTURBED_UP)
 
     return run
 
 
 @pytest.fixture
 def late(undisturbed: Path) -> Callable[..., dict[str, float]]:
-    """Delays of a script: the answers of these steps take `seconds` longer, all of them or the first few."""
+    """Delays of a script: the answers of these steps take `seconds` longer, all of them or those at some places."""
     steps = {line["step"]: line["trained"] for line in records_of(undisturbed.parent, "ledger.jsonl")}
-    return lambda *wanted, seconds, first=None: {name: seconds for step in wanted for name in steps[step][:first]}
+    return lambda *wanted, seconds, at=slice(None): {name: seconds for step in wanted for name in steps[step][at]}

@@ -14,18 +14,20 @@ import httpx
 import torch
 from safetensors.torch import load_file
 
-SCRIPTED_UP = ("-m", "benchmarks.scripted_run")
-STOPPED_UP = ("-m", "tests.end_to_end.stopped_run")
+DISTURBED_UP = ("-m", "tests.end_to_end.disturbed_run")
+SERVERS = ("rollout_server", "tests.end_to_end.disturbed_server")
+LEARNERS = ("learner", "tests.end_to_end.stopped_learner")
+"""Modules that play these parts."""
 RESUMED = "training.resume_from_checkpoint=true"
 ROLLOUT = "custom.extra.rollout_matching"
 PATTERN = "custom.extra.stage2_ab.schedule.pattern"
 QUIET = ("training.eval_on_start=false", "training.eval_strategy=no", f"{ROLLOUT}.monitor_dump.enabled=false")
 NUM_STEPS, PER_STEP, NUM_RECORDS = 6, 6, 64
-SCRIPTED_RUN = (
+SHORT_RUN = (
     *QUIET, f"{PATTERN}=[A,B]", "server_port=0", "wait_interval=0.1", f"training.max_steps={NUM_STEPS}",
     "training.save_steps=2", f"{ROLLOUT}.rollout_infer_batch_size=3", f"{ROLLOUT}.vllm.server.stall_timeout_s=3",
 )  # fmt: skip
-"""Six short steps A, B, A, B, A, B with scripted servers."""
+"""Six short steps A, B, A, B, A, B; two batches of three answers in each B."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class FoundServer:
     port: int
 
     def num_open(self) -> float:
-        """Samples that it was asked for and has not answered; 0 while it does not answer at all."""
+        """Samples of the batches that it is asked for; 0 while it does not answer at all."""
         try:
             text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False, timeout=2).text
         except httpx.TransportError:
@@ -58,15 +60,14 @@ def servers_of(run: Any) -> list[FoundServer]:
     found = [
         FoundServer(pid, int(words[words.index("--port") + 1]))
         for pid, words in lines.items()
-        if "rollout_server" in words and "--port" in words
+        if "--port" in words and words[2] in SERVERS
     ]
     return sorted(found, key=lambda server: server.port)
 
 
 def learner_of(run: Any) -> int | None:
     """The pid of a run's learner, whichever module plays it; None before it has started."""
-    modules = ("learner", "tests.end_to_end.stopped_learner")
-    return next((pid for pid in run.pids() if words_of(pid)[2:3] and words_of(pid)[2] in modules), None)
+    return next((pid for pid in run.pids() if words_of(pid)[2:3] and words_of(pid)[2] in LEARNERS), None)
 
 
 def is_stopped(pid: int | None) -> bool:

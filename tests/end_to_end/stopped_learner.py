@@ -1,4 +1,4 @@
-"""The learner of tests/end_to_end/stopped_run.py: stops itself in a phase, and goes on when it is told to."""
+"""The learner of tests/end_to_end/disturbed_run.py: stops itself in a phase, and goes on when it is told to."""
 
 import os
 import signal

@@ -15,13 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from compose.launch_plan import ServerProgram
+from tests.end_to_end.disturbed_run import program_of
 from tests.end_to_end.faults import (
     NUM_STEPS,
     PER_STEP,
-    QUIET,
     RESUMED,
     ROLLOUT,
-    SCRIPTED_RUN,
+    SHORT_RUN,
     assert_all_end,
     assert_each_record_was_learned_once,
     assert_nothing_happened,
@@ -33,14 +34,15 @@ from tests.end_to_end.small_disk import SmallDisk, small_disk
 pytestmark = pytest.mark.slow
 
 EVALUATED = ("training.eval_strategy=steps", "training.eval_steps=2")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 UP_KEYS = ("server_port=0", "wait_interval=0.1")
 
 
 @contextmanager
-def lasting_server(config: Path, *arguments: str) -> Iterator[str]:
+def lasting_server(config: Path, program: ServerProgram) -> Iterator[str]:
     """The address of a server that outlives its learners."""
-    command = [sys.executable, "-m", "rollout_server", "--config", str(config), "--port", "0", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", program.module, "--config", str(config), "--port", "0", *program.arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().split()[-1]
@@ -84,8 +86,7 @@ class Learners:
 def learners(config: Path, server: str, keys: tuple[str, ...], log: Path) -> Iterator[Learners]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.end_to_end.forked_learners", str(log)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ONE_THREAD, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             yield Learners(process, config, server, keys)
@@ -94,12 +95,12 @@ def learners(config: Path, server: str, keys: tuple[str, ...], log: Path) -> Ite
 
 
 def test_a_learner_that_is_killed_in_any_phase_resumes_to_the_same_weights(
-    config_for: Callable[[Path, Path], Path], checkpoint: Path, script_of, undisturbed: Path, tmp_path: Path
+    engine: str, config_of: Callable[[Path], Path], script_of, undisturbed: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "script.json").write_text(json.dumps(script_of()))
-    config, log, run = config_for(tmp_path, checkpoint), tmp_path / "learner.log", tmp_path / "run"
-    played = ("--engine", "scripted", "--script", str(tmp_path / "script.json"))
-    with lasting_server(config, *played) as server, learners(config, server, SCRIPTED_RUN, log) as each:
+    config, script, log, run = config_of(tmp_path), tmp_path / "script.json", tmp_path / "learner.log", tmp_path / "run"
+    script.write_text(json.dumps(script_of(seconds_per_token=0)))
+    program = program_of(engine, str(script))
+    with lasting_server(config, program) as server, learners(config, server, SHORT_RUN, log) as each:
         for phase, times in (("encode", 3), ("update", 1), ("rename", 1)):
             each.kill(phase, times)
             assert not list(run.glob("checkpoint-*"))
@@ -116,19 +117,6 @@ def test_a_learner_that_is_killed_in_any_phase_resumes_to_the_same_weights(
     assert "Traceback" not in log.read_text()
 
 
-def test_a_learner_that_is_killed_while_transformers_decodes_or_loads_resumes_to_the_same_weights(
-    six_steps, config_of: Callable[[Path], Path], tmp_path: Path
-) -> None:
-    config, log, run = config_of(tmp_path), tmp_path / "learner.log", tmp_path / "run"
-    with lasting_server(config) as server, learners(config, server, QUIET, log) as each:
-        each.kill("decode", 2)
-        each.kill("publish", 2)
-        assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
-        assert each.run("", 0) == 0, log.read_text()
-    assert_each_record_was_learned_once(run, 6, 6)
-    assert differing(run / "checkpoint-6", six_steps.folder / "checkpoint-6") == []
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     with small_disk(tmp_path / "disk") as disk:
@@ -136,15 +124,15 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def test_a_run_that_is_killed_has_no_disk_and_is_asked_to_stop_is_resumed_to_the_same_weights(
-    scripted_up, disk: SmallDisk, undisturbed: Path
+    up, disk: SmallDisk, undisturbed: Path
 ) -> None:
-    killed = scripted_up(folder=disk.folder)
+    killed = up(folder=disk.folder)
     killed.wait_for(lambda: (killed.folder / "checkpoint-2").exists() and decoding(killed))
     killed.process.kill()
     assert killed.end() == -signal.SIGKILL
     assert_all_end(killed)
 
-    full = scripted_up(RESUMED, folder=disk.folder)
+    full = up(RESUMED, folder=disk.folder)
     full.wait_for(lambda: decoding(full))
     disk.fill(full)
     assert full.end() == 1, full.told
@@ -155,7 +143,7 @@ def test_a_run_that_is_killed_has_no_disk_and_is_asked_to_stop_is_resumed_to_the
     assert full.pids() == []
     disk.free()
 
-    stopped = scripted_up(RESUMED, "training.save_steps=100", folder=disk.folder)
+    stopped = up(RESUMED, "training.save_steps=100", folder=disk.folder)
     stopped.wait_for(lambda: decoding(stopped))
     stopped.process.send_signal(signal.SIGTERM)
     assert stopped.end() == 128 + signal.SIGTERM, stopped.told
@@ -163,6 +151,6 @@ def test_a_run_that_is_killed_has_no_disk_and_is_asked_to_stop_is_resumed_to_the
     assert (stopped.folder / "checkpoint-4").exists()
     assert_each_record_was_learned_once(stopped.folder, 4, PER_STEP)
 
-    last = scripted_up(RESUMED, folder=disk.folder)
+    last = up(RESUMED, folder=disk.folder)
     assert last.end() == 0, last.told
     assert_nothing_happened(last, undisturbed)
