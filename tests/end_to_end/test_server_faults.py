@@ -40,7 +40,8 @@ def learner_stopped(run: Any) -> int:
 def test_the_only_server_is_frozen_in_a_publish_killed_between_two_answers_and_frozen_in_a_stream(
     up, undisturbed: Path, late
 ) -> None:
-    delays = late(4, at=slice(2, 3), seconds=2.5) | late(6, seconds=2.0)  # three seconds without a token are a stall
+    # Three seconds without a token are a stall.
+    delays = late(4, at=slice(2, 3), seconds=2.5) | late(6, at=slice(1), seconds=2.0)
     run = up("max_restarts=9", stops="publish:1,decode:8", delays=delays)
     learner = learner_stopped(run)
     os.kill(servers_of(run)[0].pid, signal.SIGSTOP)
@@ -68,7 +69,7 @@ def test_the_only_server_is_frozen_in_a_publish_killed_between_two_answers_and_f
 def test_a_learner_that_reads_late_then_one_of_two_servers_is_frozen_and_one_is_killed(
     up, undisturbed: Path, late
 ) -> None:
-    delays = late(2, at=slice(3), seconds=1.0) | late(4, 6, seconds=2.0)
+    delays = late(2, at=slice(3), seconds=1.0) | late(4, 6, seconds=1.0)
     run = up("server_gpus=0,1", "train_gpus=2", stops="decode:2", delays=delays)
     learner = learner_stopped(run)
     assert sum(server.num_open() for server in servers_of(run)) > 0
