@@ -174,7 +174,7 @@ def test_several_servers_share_the_gpus_and_stop_in_reverse_order(start: Start) 
 
 def test_servers_alone_run_and_are_restarted_until_a_signal(start: Start) -> None:
     run = start("--gpus", "0,1", serve=True, OMP_NUM_THREADS="1")
-    wait_for(lambda: "server-1: ready" in run.told and len(run.pids()) == 4)
+    wait_for(lambda: all(f"server-{place}: ready" in run.told for place in range(2)) and len(run.pids()) == 4)
     ports = [re.findall(r"--port (\d+)", run.log(f"server-{place}"))[0] for place in range(2)]
     announced = run.folder / "servers.json"
     assert json.loads(announced.read_text()) == [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
