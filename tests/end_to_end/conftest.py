@@ -122,9 +122,10 @@ Start = Callable[..., Command]
 
 
 def start_command(arguments: Sequence[str], folder: Path, program: Sequence[str] = ("-m", "compose")) -> Command:
-    mark = uuid4().hex
+    mark, (first, *others) = uuid4().hex, arguments
+    asking = ("wait_interval=0.1",) if first == "up" else ()  # tiny models load in seconds
     process = subprocess.Popen(
-        [sys.executable, *program, *arguments],
+        [sys.executable, *program, first, *asking, *others],
         env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
