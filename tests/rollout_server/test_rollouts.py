@@ -138,7 +138,7 @@ async def test_a_version_the_server_does_not_hold_is_a_conflict_that_tells_what_
 
 
 async def test_too_much_at_once_is_refused_with_a_time_to_retry_and_comes_in_later(scripted, serving, prompts) -> None:
-    settings = scripted({"seconds_per_token": 0.02})
+    settings = scripted({"seconds_per_token": 0.1})
     settings = replace(settings, limits=settings.limits.model_copy(update={"max_open_samples": 2}))
     with serving(settings) as server:
         async with server.client() as client:
