@@ -26,6 +26,8 @@ from shared.listening import bound_socket
 # Before torch is imported. Models of this size have no work for a second thread, and several processes share the cores:
 # threads that spin for each other made some tests ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the vLLM engine sets for itself, too late where torch has been imported.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def png(seed: int = 0, width: int = 64, height: int = 64) -> bytes:

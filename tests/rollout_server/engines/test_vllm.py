@@ -5,6 +5,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 import pytest_asyncio
 import torch
@@ -26,8 +27,15 @@ Answers = dict[str, EngineAnswer]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def vllm(checkpoint: Path) -> AsyncIterator[Engine]:
+    """Started where torch has computed with several threads, of which its core, a fork, has none."""
     engine = build_engine(ServerSettings(str(checkpoint), "vllm", limits_for(256, 16)))
-    await engine.start()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert torch.ones(2**20).exp().isfinite().all()
+    with pytest.MonkeyPatch.context() as patch, anyio.fail_after(120):
+        patch.setenv("OMP_NUM_THREADS", "2")
+        await engine.start()
+    torch.set_num_threads(num_threads)
     yield engine
     await engine.close()
 

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -49,3 +50,11 @@ def test_the_sockets_of_each_engine_get_a_folder_of_their_own(monkeypatch: pytes
     for folder in folders:
         assert len(str(folder)) < 60
         folder.rmdir()
+
+
+@pytest.mark.parametrize(("build", "value"), [("2.13.0+cpu", "1"), ("2.13.0+cu130", None)])
+def test_on_a_cpu_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, build: str, value: str | None) -> None:
+    monkeypatch.setattr(vllm_environment, "version", lambda name: build)
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    Path(prepare_environment()).rmdir()
+    assert os.environ.get("TORCHDYNAMO_DISABLE") == value
