@@ -110,7 +110,7 @@ def run_server(settings: ServerSettings, send_buffer: int | None = None) -> Iter
     assert not thread.is_alive()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving() -> Callable[..., AbstractContextManager[RunningServer]]:
     return run_server
 

@@ -3,9 +3,8 @@
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from learner.weight_sync.merge import full_weights
 from learner.weight_sync.transports import WeightUpdate, write_update
 from rollout_server.engines.hf import HfEngine
 from rollout_server.engines.vllm import VllmEngine
+from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, WeightCommit
 from tests.contract.own_answers import Learner, assert_same
@@ -210,14 +210,23 @@ HALF_LOADING = {"hf": HalfLoadingHf, "vllm": HalfLoadingVllm}
 NO_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
 
-@pytest.fixture(params=["hf", pytest.param("vllm", marks=NO_VLLM)])
-async def breakable(
-    request: pytest.FixtureRequest, serving, scripted, site_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator:
-    engine = HALF_LOADING[request.param]
-    monkeypatch.setattr(f"{engine.__base__.__module__}.{engine.__base__.__name__}", engine)
-    with serving(replace(scripted(), engine=request.param, weights_root=tmp_path)) as running:
-        yield running.engine, await site_of(running.url, tmp_path)
+@pytest.fixture(scope="module", params=["hf", pytest.param("vllm", marks=NO_VLLM)])
+def half_loading(
+    request: pytest.FixtureRequest, serving, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator:
+    """A server whose engine may be told to break, and where it takes files."""
+    engine, root = HALF_LOADING[request.param], tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{engine.__base__.__module__}.{engine.__base__.__name__}", engine)
+        with serving(ServerSettings(str(checkpoint), request.param, limits_for(256, 4), weights_root=root)) as running:
+            yield running, root
+
+
+@pytest.fixture
+async def breakable(half_loading, site_of) -> AsyncIterator:
+    running, root = half_loading
+    yield running.engine, await site_of(running.url, root)
+    running.engine.breaks = False
 
 
 async def test_half_of_a_load_serves_nothing_until_a_full_resend(breakable, old: Learner, new: Learner) -> None:
