@@ -48,6 +48,10 @@ class ServerProcess:
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
         command = [sys.executable, "-m", "rollout_server", "--config", str(self.config), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--engine", self.engine, "--weights-root", str(self.weights_root)],
@@ -55,6 +59,9 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def wait_until_ready(self) -> None:
+        assert self.process is not None
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("listening on "):
@@ -90,16 +97,25 @@ def server_config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.fixture(scope="session")
+def launched(server_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
+    """A server of each engine that is installed; one loads while another is tested."""
+    names = [name for name in ENGINES if is_installed(name)]
+    servers = {name: ServerProcess(server_config, name, tmp_path_factory.mktemp("weights")) for name in names}
+    for server in servers.values():
+        server.launch()
+    yield servers
+    for server in servers.values():
+        server.end(signal.SIGTERM)
+
+
 @pytest.fixture(scope="session", params=ENGINES)
-def served(
-    request: pytest.FixtureRequest, server_config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+def served(request: pytest.FixtureRequest, launched: dict[str, ServerProcess]) -> ServerProcess:
     """A server of each engine, shared by all tests; whoever uses it publishes first."""
     skip_unless_installed(request.param)
-    server = ServerProcess(server_config, request.param, tmp_path_factory.mktemp("weights"))
-    server.start()
-    yield server
-    server.end(signal.SIGTERM)
+    server = launched[request.param]
+    server.wait_until_ready()
+    return server
 
 
 @pytest.fixture
@@ -112,8 +128,12 @@ def mortal(request: pytest.FixtureRequest, server_config: Path, tmp_path: Path) 
     server.end(signal.SIGKILL)
 
 
+def is_installed(engine: str) -> bool:
+    return engine != "vllm" or find_spec("vllm") is not None
+
+
 def skip_unless_installed(engine: str) -> None:
-    if engine == "vllm" and find_spec("vllm") is None:
+    if not is_installed(engine):
         pytest.skip("vLLM is not installed")
 
 
