@@ -51,30 +51,39 @@ def prompts(checkpoint: Path, image: Callable[..., bytes]) -> TinyPrompts:
     )
 
 
-@pytest.fixture
-def config_file(checkpoint: Path, tmp_path: Path) -> Path:
-    """The configuration of a run whose servers use the tiny checkpoint."""
-    (tmp_path / "train.jsonl").touch()
-    values = {
-        "global_max_length": 300,
-        "model": {"model": str(checkpoint)},
-        "training": {
-            "output_dir": str(tmp_path / "out"),
-            "packing": True,
-            "effective_batch_size": 4,
-            "max_steps": 3,
-            "dataloader_drop_last": True,
-            "learning_rate": 0.001,
-        },
-        "custom": {
-            "trainer_variant": "stage2_ab_training",
-            "train_jsonl": str(tmp_path / "train.jsonl"),
-            "extra": {
-                "stage2_ab": {"schedule": {"pattern": ["A", "B"]}},
-                "rollout_matching": {"rollout_backend": "hf", "max_new_tokens": 16},
+@pytest.fixture(scope="session")
+def config_file_in(checkpoint: Path) -> Callable[[Path], Path]:
+    """Write the configuration of a run whose servers use the tiny checkpoint into a folder."""
+
+    def write(folder: Path) -> Path:
+        (folder / "train.jsonl").touch()
+        values = {
+            "global_max_length": 300,
+            "model": {"model": str(checkpoint)},
+            "training": {
+                "output_dir": str(folder / "out"),
+                "packing": True,
+                "effective_batch_size": 4,
+                "max_steps": 3,
+                "dataloader_drop_last": True,
+                "learning_rate": 0.001,
             },
-        },
-    }
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
+            "custom": {
+                "trainer_variant": "stage2_ab_training",
+                "train_jsonl": str(folder / "train.jsonl"),
+                "extra": {
+                    "stage2_ab": {"schedule": {"pattern": ["A", "B"]}},
+                    "rollout_matching": {"rollout_backend": "hf", "max_new_tokens": 16},
+                },
+            },
+        }
+        file = folder / "run.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def config_file(config_file_in: Callable[[Path], Path], tmp_path: Path) -> Path:
+    return config_file_in(tmp_path)

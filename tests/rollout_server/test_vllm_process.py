@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,16 +19,35 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder for temporary files whose path is short enough for sockets."""
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
+@dataclass(frozen=True)
+class Started:
+    """A server process that is ready at `url`, and its folder for temporary files: one whose path fits sockets."""
+
+    process: subprocess.Popen[str]
+    sockets: Path
+    url: str
+
+
+@pytest.fixture(scope="module")
+def waiting(config_file_in, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Started]]:
+    """A server for each test to kill; they load side by side."""
+    config_file = config_file_in(tmp_path_factory.mktemp("config"))
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(TemporaryDirectory())) for _ in range(3)]
+        processes = [start(config_file, folder) for folder in folders]
+        for process in processes:
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+        yield [Started(*both, ready_url(both[0])) for both in zip(processes, folders, strict=True)]
 
 
 @pytest.fixture
-def process(config_file: Path, sockets: Path) -> Iterator[subprocess.Popen[str]]:
-    started = subprocess.Popen(
+def started(waiting: list[Started]) -> Started:
+    return waiting.pop()
+
+
+def start(config_file: Path, sockets: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "rollout_server", "--config", str(config_file), "--port", "0", "--engine", "vllm"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -34,9 +55,6 @@ def process(config_file: Path, sockets: Path) -> Iterator[subprocess.Popen[str]]
         env={**os.environ, "BOXLOOP_TOKEN": "", "OMP_NUM_THREADS": "1", "TMPDIR": str(sockets)},
         start_new_session=True,
     )
-    yield started
-    started.kill()
-    started.communicate()
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float = 5.0) -> float:
@@ -71,10 +89,8 @@ def assert_the_death_is_told(process: subprocess.Popen[str], url: str, killed_at
     assert "EngineFailed: vLLM's engine process has died" in process.communicate()[1]
 
 
-def test_a_killed_engine_core_is_told_by_streams_health_and_exit_code(
-    process: subprocess.Popen[str], prompts, sockets: Path
-) -> None:
-    url = ready_url(process)
+def test_a_killed_engine_core_is_told_by_streams_health_and_exit_code(started: Started, prompts) -> None:
+    process, url = started.process, started.url
     body = prompts.batch("a", "b", sampling=prompts.sampling(200)).model_dump_json()
     with httpx.stream("POST", f"{url}/rollouts", content=body, trust_env=False, timeout=30) as response:
         lines = response.iter_lines()
@@ -84,20 +100,18 @@ def test_a_killed_engine_core_is_told_by_streams_health_and_exit_code(
         said = [json.loads(line) for line in lines]
     assert {line["uid"]: line.get("code") for line in said if "uid" in line} == dict.fromkeys("ab", "engine_died")
     assert_the_death_is_told(process, url, killed_at)
-    assert not list(sockets.glob("vllm-*"))
+    assert not list(started.sockets.glob("vllm-*"))
 
 
-def test_an_engine_core_that_is_killed_without_work_is_told_too(process: subprocess.Popen[str]) -> None:
-    url = ready_url(process)
+def test_an_engine_core_that_is_killed_without_work_is_told_too(started: Started) -> None:
     killed_at = time.monotonic()
-    core_of(process).kill()
-    assert_the_death_is_told(process, url, killed_at)
+    core_of(started.process).kill()
+    assert_the_death_is_told(started.process, started.url, killed_at)
 
 
-def test_a_killed_server_leaves_no_engine_core_and_no_sockets(process: subprocess.Popen[str], sockets: Path) -> None:
-    ready_url(process)
-    core = core_of(process)
-    assert list(sockets.glob("vllm-*"))
-    process.kill()
+def test_a_killed_server_leaves_no_engine_core_and_no_sockets(started: Started) -> None:
+    core = core_of(started.process)
+    assert list(started.sockets.glob("vllm-*"))
+    started.process.kill()
     wait_until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE)
-    wait_until(lambda: not list(sockets.glob("vllm-*")))
+    wait_until(lambda: not list(started.sockets.glob("vllm-*")))
