@@ -16,7 +16,7 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# Lint, types and the tests that start nothing: the loop to run while editing.
+# Lint, types and the faster tests: the loop to run while editing.
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

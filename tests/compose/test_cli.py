@@ -118,18 +118,21 @@ def test_wrong_arguments_end_with_2_before_anything_starts(
         assert "custom.val_jsonl: evaluation needs it" in told
 
 
+@pytest.mark.slow
 def test_help_loads_no_model_library() -> None:
     code = "import sys, compose.cli; print(sorted({'torch', 'transformers', 'numpy', 'fastapi'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 @pytest.mark.parametrize("command", ["up", "serve", "train", "eval", "doctor", "report", "demo", "data", "export"])
+@pytest.mark.slow
 def test_every_command_explains_itself(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "compose", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "usage" in done.stdout.lower()
 
 
+@pytest.mark.slow
 def test_an_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "compose", "up", f"config={tmp_path / 'none.yaml'}"], capture_output=True, text=True

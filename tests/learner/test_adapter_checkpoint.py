@@ -26,6 +26,8 @@ from shared.config.stage2 import GuardSection
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 TUNERS = {
     "lora": TunerSection(train_type="lora", lora_rank=4, lora_dropout=0.3),
     "dora": TunerSection(train_type="lora", lora_rank=4, lora_dropout=0.3, use_dora=True),

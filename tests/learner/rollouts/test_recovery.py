@@ -23,6 +23,8 @@ from shared.errors import ServerNeverReady, ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, RolloutBatch, Sampling, WeightCommit, WeightManifest
 
 RequestsOf = Callable[[int], list[RolloutRequest]]
+pytestmark = pytest.mark.slow
+
 VERSION = PolicyVersion(incarnation="ab", step=3)
 
 

@@ -17,6 +17,8 @@ from shared.errors import ServerUnavailable
 from shared.wire import Sampling
 from tests.learner.rollouts.test_recovery import all_of, assert_each_once, line_to
 
+pytestmark = pytest.mark.slow
+
 RequestsOf = Callable[[int], list[RolloutRequest]]
 FAST, SLOW = {"seconds_per_token": 0.005}, {"seconds_per_token": 0.5}
 """30 ms and 3 s an answer."""

@@ -82,6 +82,7 @@ def test_fresh_adapters_change_nothing(tiny_folder: Path, use_dora: bool) -> Non
             assert tensor.equal(plain[name].to(tensor.dtype)), (dtype, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 async def test_a_hundred_publishes_leave_every_weight_of_the_learner_as_it_was(
     adapted: Callable[..., LoadedModel], site_of: Callable[..., Any], use_dora: bool

@@ -14,6 +14,8 @@ from learner.weight_sync.transports import FileTransport, WeightUpdate
 from shared.errors import WeightSyncFailed
 from tests.learner.weight_sync.conftest import TIMEOUT_S
 
+pytestmark = pytest.mark.slow
+
 SYNC = "custom.extra.rollout_matching.vllm.sync"
 BROKEN = {"script": {"fail_loads": 10**6}}
 """A server that can load no weights."""

@@ -18,6 +18,8 @@ from rollout_server.engines.hf_prompt import PromptBuilder
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ConfigError, EngineFailed, WeightSyncFailed
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((64, 64), (96, 64), (128, 128), (64, 160))
 
 
