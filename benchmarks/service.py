@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -221,5 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if version("torch").endswith("+cpu"):
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the server does for itself
     run_as_child("benchmarks.service")
     main()
