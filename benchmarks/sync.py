@@ -3,8 +3,8 @@
 A publish is all of section "A weight update" in docs/wire.md: snapshot, file, digest, transfer, verification, load and
 canary, from the learner's model into a server process of its own, with vLLM where it is installed. `file` is compared
 with writing the same bytes to the same folder and reading them back, `http` with one POST of them to a route that takes
-them as one body, and, with no aim, with the fastest way known here, in parts to a route that drops them: a floor,
-because nobody has them in the end. `full` is a run that trains all weights, `merged` one that trains LoRA on the
+them as one body; `http floor`, with no aim, with the fastest way known here, in parts to a route that drops them, so
+that nobody has them in the end. `full` is a run that trains all weights, `merged` one that trains LoRA on the
 feed-forward layers, merging included; `merged share` compares the bytes of the tensors that it sends with what these
 layers are of all.
 """
@@ -109,7 +109,7 @@ class Bench:
         for baseline, result in results.items():
             print_measure(
                 "sync",
-                f"{mode} {transport}",
+                f"{mode} {transport}" + (" floor" if baseline == DROPPING else ""),
                 result.ratio,
                 "none" if baseline == DROPPING else "<= 2",
                 baseline,

@@ -1,4 +1,4 @@
-"""Who may come in: a cap on open samples, and a door that weight updates shut."""
+"""Who may come in: caps on open samples, and a door that weight updates shut."""
 
 import math
 import time
@@ -14,7 +14,7 @@ RETRY_AFTER_S = 1
 
 
 class Admission:
-    """Counts, by open batch, the samples that wait for their line. Lives on the event loop; only `shut` waits."""
+    """Counts the samples of open batches. Lives on the event loop; only `drained` waits."""
 
     def __init__(self, limits: ServerLimits, account: TimeAccount[Activity]) -> None:
         self._limits = limits
@@ -48,10 +48,6 @@ class Admission:
         self._open[batch_id] = num_samples
         self.admitted_at = time.monotonic()
         self._account.begin(Activity.DECODING)
-
-    def answered(self, batch_id: str) -> None:
-        """A line of a batch goes out; before it does, because its reader may send the next sample at once."""
-        self._open[batch_id] -= 1
 
     def release(self, batch_id: str) -> None:
         """A batch has ended."""

@@ -1,7 +1,6 @@
 """The HTTP application: routes, and which part answers each."""
 
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
@@ -104,9 +103,7 @@ def _mount_rollouts(
             del streams[batch.batch_id]
             admission.release(batch.batch_id)
 
-        streams[batch.batch_id] = BatchStream(
-            batch, weights.held, engine, settings, on_line=partial(admission.answered, batch.batch_id), on_end=end
-        )
+        streams[batch.batch_id] = BatchStream(batch, weights.held, engine, settings, on_end=end)
         return streams[batch.batch_id]
 
     @app.delete("/rollouts/{batch_id}")

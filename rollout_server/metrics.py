@@ -33,9 +33,7 @@ class ServerCollector(Collector):
         yield CounterMetricFamily("boxloop_server_generated_tokens", "Tokens decoded.", load.generated_tokens)
         yield GaugeMetricFamily("boxloop_server_running", "Samples being decoded.", load.running)
         yield GaugeMetricFamily("boxloop_server_waiting", "Samples waiting for a free row.", load.waiting)
-        yield GaugeMetricFamily(
-            "boxloop_server_open_samples", "Samples that wait for their line.", self._admission.open_samples
-        )
+        yield GaugeMetricFamily("boxloop_server_open_samples", "Samples of open batches.", self._admission.open_samples)
         step = self._weights.held.step if self._weights.held else -1
         yield GaugeMetricFamily("boxloop_server_policy_step", "Optimizer updates the weights have seen.", step)
 

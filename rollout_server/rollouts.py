@@ -35,11 +35,7 @@ from shared.wire import (
 
 
 class BatchStream(Response):
-    """The answer to `POST /rollouts`.
-
-    `on_line` is called before the line of a sample goes out, `on_end` once, when nothing of the batch is left in the
-    engine.
-    """
+    """The answer to `POST /rollouts`; `on_end` is called once, when nothing of the batch is left in the engine."""
 
     media_type = MEDIA_TYPE
 
@@ -49,7 +45,6 @@ class BatchStream(Response):
         version: PolicyVersion | None,
         engine: Engine,
         settings: ServerSettings,
-        on_line: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         super().__init__()
@@ -58,7 +53,7 @@ class BatchStream(Response):
         self._version = version
         self._engine = engine
         self._settings = settings
-        self._on_line, self._on_end = on_line, on_end
+        self._on_end = on_end
         self._accepted_at = time.monotonic()
         self._unanswered = {sample.uid for sample in batch.samples}
         self._lines_in, self._lines = anyio.create_memory_object_stream[AnyLine](max_buffer_size=len(batch.samples))
@@ -176,7 +171,6 @@ class BatchStream(Response):
         for _ in self._batch.samples:
             while (line := await self._line_in_time()) is None:
                 await put(encode_line(self._heartbeat()))
-            self._on_line()
             await put(encode_line(line))
         await put(encode_line(self._footer()))
         await put(b"", more_body=False)

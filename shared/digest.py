@@ -3,8 +3,8 @@
 It guards against data that was cut, mixed up or damaged on its way between two processes that trust each other, not
 against a forger: whoever may send weights holds the token. A change within one word is found for certain, because the
 weights are odd and so have an inverse modulo 2^64; other damage to a page is missed about once in 2^64 times. It costs
-a sixteenth of a second for a gigabyte, a tenth of what reading it takes, so that whoever moves weights can sum them on
-the way.
+a sixteenth of a second for a gigabyte, a quarter of what reading it takes, so that whoever moves weights can sum them
+on the way.
 """
 
 import hashlib

@@ -206,7 +206,7 @@ SERVER = (
     _sum("boxloop_server_generated_tokens_total", "tokens", "server", "tokens decoded"),
     _last("boxloop_server_running", "samples", "server", "samples being decoded"),
     _last("boxloop_server_waiting", "samples", "server", "samples waiting for a free row"),
-    _last("boxloop_server_open_samples", "samples", "server", "samples that wait for their line"),
+    _last("boxloop_server_open_samples", "samples", "server", "samples of open batches"),
     _last("boxloop_server_policy_step", "steps", "server", "optimizer updates the weights have seen; −1 = none"),
 )
 

@@ -33,8 +33,8 @@ class SavedWeights:
 def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> SavedWeights:
     """Write a safetensors file, over one that is there.
 
-    Each tensor goes from where it is into the file; no more than one is copied at a time, from a GPU or because it is
-    not contiguous. Raises OSError.
+    Each tensor goes from where it is into the file. Copies, from a GPU or of what is not contiguous, are of two tensors
+    at most at a time. Raises OSError.
     """
     # The widest first, so that each begins at a multiple of its own items' size.
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))

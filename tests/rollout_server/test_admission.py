@@ -55,13 +55,3 @@ async def test_batches_that_do_not_end_keep_the_door_open() -> None:
         await admission.shut("loading", 0.01)
     admission.admit("b", 1)
     assert admission.open_samples == 4
-
-
-def test_a_sample_that_is_answered_makes_room_before_its_batch_ends() -> None:
-    admission = Admission(limits_for(256, 4).model_copy(update={"max_open_samples": 3}), TimeAccount(Activity))
-    admission.admit("a", 3)
-    with pytest.raises(Refusal, match="3 samples are open and 1 more exceed max_open_samples 3"):
-        admission.admit("b", 1)
-    admission.answered("a")
-    admission.admit("b", 1)
-    assert admission.open_samples == 3
