@@ -22,12 +22,12 @@ import orjson
 
 from benchmarks.measure import print_measure
 from benchmarks.two_processes import TimedStep, servers, trained, write_checkpoint, write_config, write_records
-from learner.accounting import ServerActivity
-from learner.learn import LaidOutPack, Learner, PackReport, Update
 from learner.model.load import load_tokenizer
 from learner.objectives.objective import Objective
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepTotals
+from learner.plan.time_split import ServerActivity
+from learner.training.learner import LaidOutPack, Learner, PackReport, Update
 
 MATCHING, STAGE2 = "custom.extra.rollout_matching", "custom.extra.stage2_ab"
 CYCLE = ("A", "A", "B")

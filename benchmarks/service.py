@@ -58,13 +58,13 @@ class OfflineVllm:
     def __init__(self, settings: ServerSettings) -> None:
         from vllm import LLM
 
-        from rollout_server.engines.vllm_start import engine_arguments
+        from rollout_server.engines.vllm.start import engine_arguments
 
         arguments = engine_arguments(settings, settings.model)
         self._llm = LLM(**{name: value for name, value in arguments.items() if name != "worker_extension_cls"})
 
     def generate(self, requests: Sequence[EngineRequest]) -> int:
-        from rollout_server.engines.vllm_sampling import sampling_params
+        from rollout_server.engines.vllm.sampling import sampling_params
 
         prompts = [
             {

@@ -23,7 +23,7 @@ import yaml
 
 from benchmarks.measure import print_measure
 from benchmarks.soak_verdict import Seen, verdicts_on
-from learner.checkpoint import latest_checkpoint
+from learner.checkpoints.checkpoint import latest_checkpoint
 from learner.data.shapes import render_shapes
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text

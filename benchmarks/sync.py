@@ -29,11 +29,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measure import compared, print_measure
 from benchmarks.two_processes import free_port, servers, write_config
-from learner.compute import ComputeLane
 from learner.model.load import LoadedModel, load_model
 from learner.model.tiny import build_tiny
 from learner.parts import publisher_for
-from learner.weight_sync.client import WeightChannel
+from learner.servers.weights import WeightChannel
+from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Published, WeightPublisher
 from shared.config.load import load_config
 from shared.config.training import TunerSection

@@ -23,11 +23,11 @@ from compose.environment import child_environment
 from compose.process import ChildProcess, ProcessSpec
 from compose.readiness import ServerProcess, wait_until_ready
 from learner.build import open_run
-from learner.learn import Learner
 from learner.model.load import load_tokenizer
 from learner.model.tiny import build_tiny
 from learner.reporting.step_report import StepRecord
 from learner.train import train
+from learner.training.learner import Learner
 from shared.config.load import load_config
 
 CANVAS_PX = 128

@@ -145,7 +145,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> N
 @app.command(context_settings=PASS_THROUGH, add_help_option=False)
 def export(context: typer.Context) -> None:
     """Write a plain Hugging Face checkpoint, adapters merged, for transformers and vLLM."""
-    _become("learner.export", *context.args)
+    _become("learner.checkpoints.export", *context.args)
 
 
 @app.command()

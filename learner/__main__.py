@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 from rich.console import Console
 
-from learner.progress import Progress
+from learner.plan.progress import Progress
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
 from shared.config.overrides import EVALUATION
@@ -54,7 +54,7 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     # what stays anyway; frozen, it is not looked through while training either.
     gc.disable()
     from learner.build import open_run
-    from learner.reporting.scores import print_scores, write_scores
+    from learner.evaluation.tables import print_scores, write_scores
     from learner.train import train
 
     gc.freeze()

@@ -7,27 +7,23 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from learner.accounting import LearnerActivity, RunAccount
-from learner.checkpoint import Checkpoints, set_aside_later
-from learner.checks import (
+from learner.checkpoints.checkpoint import Checkpoints, set_aside_later
+from learner.checkpoints.start import start_of
+from learner.data.images import ImageReader
+from learner.data.jsonl import Reading, RecordSource
+from learner.data.lengths import (
     check_best_metric,
     check_server,
     check_servers_are_named,
     check_validation_prompts,
     without_long_records,
 )
-from learner.compute import ComputeLane
-from learner.data.images import ImageReader
-from learner.data.jsonl import Reading, RecordSource
 from learner.data.prompt import Encoder
-from learner.decoding import Decoder
+from learner.decoding.ahead import Decoder
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.evaluate import Evaluation, EvaluationPlan
-from learner.guard import Guard
-from learner.learn import Learner
+from learner.evaluation.evaluate import Evaluation, EvaluationPlan
 from learner.model.load import load_model, load_tokenizer
-from learner.optim import StepOptimizer
 from learner.parts import (
     decoding_rules_for,
     objectives_for,
@@ -39,16 +35,20 @@ from learner.parts import (
     teacher_for,
 )
 from learner.plan.planner import Planner
-from learner.progress import Progress
+from learner.plan.progress import Progress
+from learner.plan.time_split import LearnerActivity, RunAccount
+from learner.reporting.collapse_guard import Guard
 from learner.reporting.metrics_server import MetricsServer
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.reporting.trackers import check_trackers, trackers_for
-from learner.rollouts.connect import introduced, server_clients
-from learner.rollouts.remote import RolloutServer
 from learner.run import Run
-from learner.start import start_of
-from learner.weight_sync.client import WeightChannel
+from learner.servers.http import introduced, server_clients
+from learner.servers.rollouts import RolloutServer
+from learner.servers.weights import WeightChannel
+from learner.training.lane import ComputeLane
+from learner.training.learner import Learner
+from learner.training.optim import StepOptimizer
 from shared.accounting import TimeAccount
 from shared.config.models import Config
 

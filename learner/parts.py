@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 
-from learner.compute import ComputeLane
 from learner.data.jsonl import RecordSource
 from learner.data.sample import TrainingSample
-from learner.decoding import DecodingRules
+from learner.decoding.ahead import DecodingRules
+from learner.decoding.pool import LARGEST_REQUEST, RolloutPool, window_of
+from learner.decoding.replica import Restore
 from learner.detection.matching import MatchingConfig
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
@@ -19,19 +20,18 @@ from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.objectives.supervised import Supervised
-from learner.packing.feed import GroupPacker
+from learner.packing.pack_feed import GroupPacker
 from learner.packing.packer import Packer
 from learner.packing.policies import NoPacking, OnePack
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
-from learner.rollouts.balance import LARGEST_REQUEST, RolloutPool, window_of
-from learner.rollouts.remote import RolloutServer
-from learner.rollouts.replica import Restore
 from learner.run import Objectives
+from learner.servers.rollouts import RolloutServer
+from learner.servers.weights import WeightChannel
 from learner.teacher import Teacher
-from learner.weight_sync.client import WeightChannel
-from learner.weight_sync.merge import full_weights, merged_weights
+from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
+from learner.weight_sync.snapshot import full_weights, merged_weights
 from learner.weight_sync.transports import TRANSPORTS
 from shared.config.models import Config
 from shared.config.rollout import RolloutMatchingSection

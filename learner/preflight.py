@@ -17,20 +17,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from learner.build import encoder_for, reading_for
-from learner.checks import (
-    check_best_metric,
-    check_validation_prompts,
-    most_tokens,
-    without_long_records,
-)
+from learner.checkpoints.start import start_of
 from learner.data.jsonl import Reading, RecordSource
+from learner.data.lengths import check_best_metric, check_validation_prompts, most_tokens, without_long_records
 from learner.data.prompt import Encoder
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
-from learner.rollouts.reachable import examine_servers
-from learner.start import start_of
+from learner.servers.reachable import examine_servers
 from shared.base_model import may_be_hub_id
 from shared.config.load import load_config
 from shared.config.models import Config

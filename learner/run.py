@@ -5,23 +5,23 @@ from dataclasses import dataclass
 
 import anyio
 
-from learner.accounting import LearnerActivity, RunAccount
-from learner.checkpoint import Checkpoints
-from learner.compute import ComputeLane
+from learner.checkpoints.checkpoint import Checkpoints
 from learner.data.prompt import Encoder
 from learner.data.sample import TrainingSample
-from learner.decoding import Decoder
-from learner.evaluate import Evaluation
-from learner.guard import Guard
-from learner.learn import Learner
+from learner.decoding.ahead import Decoder
+from learner.evaluation.evaluate import Evaluation
 from learner.objectives.objective import Objective
-from learner.packing.feed import GroupPacker
+from learner.packing.pack_feed import GroupPacker
 from learner.plan.planner import Planner
+from learner.plan.progress import Progress
 from learner.plan.step_plan import StepPlan
-from learner.progress import Progress
+from learner.plan.time_split import LearnerActivity, RunAccount
+from learner.reporting.collapse_guard import Guard
 from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.teacher import Teacher
+from learner.training.lane import ComputeLane
+from learner.training.learner import Learner
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import anyio.to_thread
 
 from learner.data.prompt import Encoder
 from learner.data.sample import TrainingSample
-from learner.decoding import Decoder
-from learner.packing.feed import GroupPacker, PackFeed
+from learner.decoding.ahead import Decoder
+from learner.decoding.requests import encode_in_order
+from learner.packing.pack_feed import GroupPacker, PackFeed
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepPlan
 from learner.reporting.step_report import StepReport
-from learner.requests import encode_in_order
-from learner.rollouts.remote import LostSample
+from learner.servers.rollouts import LostSample
 from learner.teacher import Teacher
 from shared.errors import ProtocolError
 from shared.streams import prefetched

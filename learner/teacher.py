@@ -7,7 +7,7 @@ from learner.detection.matching import Match, MatchingConfig, match_objects
 from learner.detection.parsing import ParsedRollout, parse_rollout
 from learner.detection.targets import TargetWeights, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.rollouts.remote import Rollout
+from learner.servers.rollouts import Rollout
 
 
 @dataclass(frozen=True)

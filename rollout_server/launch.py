@@ -88,11 +88,11 @@ def build_engine(settings: ServerSettings) -> Engine:
     Raises ConfigError for one whose libraries are not installed.
     """
     if settings.engine == "vllm":
-        from rollout_server.engines.vllm import VllmEngine
+        from rollout_server.engines.vllm.engine import VllmEngine
 
         return VllmEngine(settings)
     if settings.engine == "hf":
-        from rollout_server.engines.hf import HfEngine
+        from rollout_server.engines.hf.engine import HfEngine
 
         return HfEngine(settings)
     from rollout_server.engines.scripted import ScriptedEngine

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from rollout_server.engines.prompt_rules import read_rules
-from rollout_server.engines.vllm_environment import check_version
+from rollout_server.engines.vllm.environment import check_version
 from rollout_server.launch import read_token
 from rollout_server.settings import limits_for
 from shared.base_model import base_model

@@ -56,7 +56,7 @@ class PackedBatch:
     box_bins: Tensor
     """int64 [b, 4]: their true bins"""
     patches: PatchLayout | None = None
-    """set where the images are laid out ahead of the step, see learner/learn.py"""
+    """set where the images are laid out ahead of the step, see learner/training/learner.py"""
 
     @property
     def num_samples(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from learner.whole_folder import NotWritten
+from shared.whole_folder import NotWritten
 
 
 class JsonlLog:

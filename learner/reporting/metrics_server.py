@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from learner.progress import Progress
+from learner.plan.progress import Progress
 from shared.errors import BoxloopError, ConfigError
 from shared.listening import bound_socket
 from shared.metrics import metric_named

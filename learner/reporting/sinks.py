@@ -7,8 +7,8 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
+from learner.plan.progress import Progress
 from learner.plan.schedule import Channel
-from learner.progress import Progress
 from learner.reporting.jsonl_log import JsonlLog
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies

@@ -4,15 +4,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from learner.accounting import Lap, LearnerActivity, RunAccount, ServerActivity
-from learner.compute import ComputeLane
 from learner.detection.quality import quality_of
-from learner.learn import PackReport, Update
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
+from learner.plan.time_split import Lap, LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.tallies import Tallies
-from learner.rollouts.remote import LostSample
+from learner.servers.rollouts import LostSample
 from learner.teacher import LearnedRollout
+from learner.training.lane import ComputeLane
+from learner.training.learner import PackReport, Update
 from shared.errors import BoxloopError
 
 

@@ -12,9 +12,9 @@ from uuid import uuid4
 import anyio
 import torch
 
-from learner.rollouts.remote import PROBE_TIMEOUT_S
-from learner.weight_sync.client import ServerAway, WeightChannel
-from learner.weight_sync.leftovers import claimed
+from learner.servers.rollouts import PROBE_TIMEOUT_S
+from learner.servers.weights import ServerAway, WeightChannel
+from learner.weight_sync.folder_lock import claimed
 from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update
 from shared.errors import WeightSyncFailed
 from shared.streams import task_group

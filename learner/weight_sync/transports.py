@@ -9,7 +9,7 @@ from typing import Protocol
 import anyio
 import torch
 
-from learner.weight_sync.client import WeightChannel
+from learner.servers.weights import WeightChannel
 from learner.weight_sync.weight_file import save_weights
 from shared.errors import WeightSyncFailed
 from shared.wire import WEIGHTS_FILE, PolicyVersion, SyncMode, Transport, WeightManifest

@@ -20,8 +20,8 @@ MAY_IMPORT = {
 PURE = ("shared/*", "learner/detection/*", "learner/plan/*", "learner/packing/packer.py", "learner/stages.py",
         "learner/train.py", "compose/*")  # fmt: skip
 ROOMS = {
-    "vllm": ("rollout_server/engines/vllm*.py",),
-    "httpx": ("learner/rollouts/*", "learner/weight_sync/*", "compose/readiness.py"),
+    "vllm": ("rollout_server/engines/vllm/*",),
+    "httpx": ("learner/servers/*", "compose/readiness.py"),
 }
 """A heavy library and the only files that may import it."""
 

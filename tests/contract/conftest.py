@@ -16,15 +16,15 @@ import httpx
 import pytest
 import yaml
 
-from learner.compute import ComputeLane
 from learner.data.images import ImageReader
 from learner.data.prompt import Encoder
 from learner.detection.record import Record
 from learner.model.load import LoadedModel, load_model, load_tokenizer
-from learner.rollouts.remote import Rollout, RolloutRequest, RolloutServer
-from learner.weight_sync.client import WeightChannel
-from learner.weight_sync.merge import full_weights, merged_weights
+from learner.servers.rollouts import Rollout, RolloutRequest, RolloutServer
+from learner.servers.weights import WeightChannel
+from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
+from learner.weight_sync.snapshot import full_weights, merged_weights
 from learner.weight_sync.transports import FileTransport, HttpTransport, WeightTransport
 from rollout_server.settings import EngineName
 from shared.config.training import TunerSection

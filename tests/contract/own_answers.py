@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from learner.model.load import LoadedModel
-from learner.rollouts.remote import RolloutRequest
+from learner.servers.rollouts import RolloutRequest
 from shared.wire import Sampling
 
 LOGIT_TIE = 1e-5

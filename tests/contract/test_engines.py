@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rollout_server.canary import check_canary
 from rollout_server.engines.base import Engine, EngineAnswer, EngineFailure, EngineRequest, EngineResult
 from rollout_server.launch import build_engine
 from rollout_server.settings import EngineName, ServerSettings, limits_for
+from rollout_server.weights.canary import check_canary
 from shared.errors import EngineFailed
 from shared.wire import RepeatTerminate, Sampling
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from learner.rollouts.remote import LostSample, RolloutServer
+from learner.servers.rollouts import LostSample, RolloutServer
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from learner.model.load import LoadedModel
-from learner.rollouts.remote import RolloutServer
-from learner.weight_sync.merge import full_weights
+from learner.servers.rollouts import RolloutServer
+from learner.weight_sync.snapshot import full_weights
 from learner.weight_sync.transports import WeightUpdate, write_update
-from rollout_server.engines.hf import HfEngine
-from rollout_server.engines.vllm import VllmEngine
+from rollout_server.engines.hf.engine import HfEngine
+from rollout_server.engines.vllm.engine import VllmEngine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, WeightCommit

@@ -12,8 +12,8 @@ from contextlib import aclosing
 
 import anyio
 
-from rollout_server.engines import hf
 from rollout_server.engines.base import EngineRequest, EngineResult
+from rollout_server.engines.hf import engine
 from rollout_server.engines.scripted import Fault, read_script
 from rollout_server.settings import ServerSettings
 from shared.streams import task_group
@@ -22,7 +22,7 @@ CUT_AFTER_S = 0.2
 """The answer before the cut has left by then."""
 
 
-class DisturbedEngine(hf.HfEngine):
+class DisturbedEngine(engine.HfEngine):
     """The engine, and what a script does to it."""
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -69,5 +69,5 @@ class DisturbedEngine(hf.HfEngine):
 
 
 if __name__ == "__main__":
-    hf.HfEngine = DisturbedEngine
+    engine.HfEngine = DisturbedEngine
     runpy.run_module("rollout_server", run_name="__main__", alter_sys=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import learner.checkpoint
-import learner.evaluate
-import learner.rollouts.remote
-from learner.checkpoint import Checkpoints
+import learner.checkpoints.checkpoint
+import learner.evaluation.evaluate
+import learner.servers.rollouts
+from learner.checkpoints.checkpoint import Checkpoints
 from learner.data.prompt import Encoder
-from learner.learn import Learner
 from learner.objectives.rollout_matching import RolloutMatching
-from learner.weight_sync.client import WeightChannel
+from learner.servers.weights import WeightChannel
+from learner.training.learner import Learner
 from learner.weight_sync.transports import FileTransport
 from shared.digest import RunningDigest
 
@@ -33,13 +33,13 @@ PHASES = {
     "snapshot": Phase(RunningDigest, "hexdigest"),  # the weights are in the file, nobody knows of it
     "prepare": Phase(FileTransport, "deliver"),  # servers know of it
     "publish": Phase(WeightChannel, "commit"),  # delivered, not loaded
-    "decode": Phase(learner.rollouts.remote, "checked_rollout"),  # a line came in
+    "decode": Phase(learner.servers.rollouts, "checked_rollout"),  # a line came in
     "compute": Phase(Learner, "accumulate"),
     "compute_b": Phase(RolloutMatching, "__call__"),
     "update": Phase(Learner, "update"),
-    "evaluation": Phase(learner.evaluate, "parse_rollout"),
+    "evaluation": Phase(learner.evaluation.evaluate, "parse_rollout"),
     "ledger": Phase(Checkpoints, "save"),  # the step is in the ledger, and in no checkpoint
-    "save": Phase(learner.checkpoint, "save_file"),  # the weights are written, the optimizer is not
+    "save": Phase(learner.checkpoints.checkpoint, "save_file"),  # the weights are written, the optimizer is not
     "rename": Phase(Path, "rename", lambda path, *_: path.name.endswith(".partial")),  # the whole checkpoint is written
 }
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from learner.build import open_run
-from learner.guard import RunLeftItsBands
+from learner.reporting.collapse_guard import RunLeftItsBands
 from learner.train import train
 from rollout_server.settings import ServerSettings, limits_for
 from shared.config.load import load_config

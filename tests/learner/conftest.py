@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from learner.data.prompt import Encoder
     from learner.model.load import LoadedModel
-    from learner.rollouts.remote import RolloutRequest
     from learner.run import Run
+    from learner.servers.rollouts import RolloutRequest
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
@@ -136,7 +136,7 @@ def encoder(checkpoint: Path) -> Encoder:
 @pytest.fixture
 def requests_of(encoder: Encoder, image: Callable[..., bytes], tmp_path: Path) -> Callable[[int], list[RolloutRequest]]:
     """Make requests for images of noise, `data:1` and on, each with one object."""
-    from learner.rollouts.remote import RolloutRequest
+    from learner.servers.rollouts import RolloutRequest
 
     def make(count: int) -> list[RolloutRequest]:
         requests = []

@@ -17,13 +17,13 @@ from PIL import Image
 from learner.build import encoder_for, reading_for
 from learner.data.prompt import Encoder
 from learner.data.sample import EncodedRecord
+from learner.decoding.requests import encode_in_order
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.plan.schedule import Channel
-from learner.requests import encode_in_order
-from learner.rollouts.remote import RolloutServer
 from learner.run import Run
+from learner.servers.rollouts import RolloutServer
 from learner.train import train
 from shared.config.models import Config
 from shared.errors import ConfigError

@@ -26,7 +26,7 @@ from learner.parts import (
     teacher_for,
 )
 from learner.plan.schedule import Channel
-from learner.rollouts.remote import RolloutServer
+from learner.servers.rollouts import RolloutServer
 from shared.config.models import Config
 from shared.wire import PolicyVersion, RepeatTerminate
 

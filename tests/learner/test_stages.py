@@ -13,28 +13,28 @@ from typing import Any
 import anyio
 import pytest
 
-from learner.accounting import LearnerActivity, RunAccount
-from learner.compute import ComputeLane
 from learner.data.prompt import Encoder
 from learner.data.sample import EncodedRecord, TrainingSample
-from learner.decoding import Decoder, DecodingRules
+from learner.decoding.ahead import Decoder, DecodingRules
+from learner.decoding.pool import RolloutPool
+from learner.decoding.requests import decode_requests, sampling_seed
 from learner.detection.matching import MatchingConfig
 from learner.detection.record import Record
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.learn import Update
 from learner.model.load import load_tokenizer
 from learner.packing.packer import Pack, Packer
 from learner.packing.policies import NoPacking, OnePack
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
+from learner.plan.time_split import LearnerActivity, RunAccount
 from learner.reporting.step_report import StepReport
-from learner.requests import decode_requests, sampling_seed
-from learner.rollouts.balance import RolloutPool
-from learner.rollouts.remote import RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutRequest, RolloutServer
 from learner.stages import GroupPacker, TargetsOf, ground_truth_targets, packed, rollout_targets
 from learner.teacher import Teacher
+from learner.training.lane import ComputeLane
+from learner.training.learner import Update
 from shared.accounting import TimeAccount
 from shared.errors import DataError, ServerUnavailable
 from shared.wire import Sampling

@@ -14,15 +14,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from learner.accounting import LearnerActivity, ServerActivity
 from learner.build import open_run
 from learner.data.sample import TrainingSample
-from learner.guard import RunLeftItsBands
 from learner.packing.policies import NoPacking
+from learner.plan.time_split import LearnerActivity, ServerActivity
+from learner.reporting.collapse_guard import RunLeftItsBands
 from learner.reporting.step_report import RecordsMiscounted
 from learner.run import Run
 from learner.train import train
-from learner.weight_sync.merge import full_weights
+from learner.weight_sync.snapshot import full_weights
 from shared.config.models import Config
 from shared.errors import ConfigError, NonFiniteLoss, ProtocolError, ServerUnavailable, WeightSyncFailed
 
@@ -112,7 +112,7 @@ async def test_an_evaluation_that_reads_few_records_ahead_scores_every_one_once(
         lap = run.account.lap()
         assert lap.learner[LearnerActivity.SYNCING] > 0
         assert lap.servers[ServerActivity.SYNCING] > 0
-        monkeypatch.setattr("learner.requests.MOST_ENCODED", 3)
+        monkeypatch.setattr("learner.decoding.requests.MOST_ENCODED", 3)
         assert await run.evaluation.run(run.progress) == whole
     assert whole.metrics["eval_rollout_matched"] == whole.metrics["eval_rollout_pred_objects"] == 7
     assert (whole.num_images, whole.metrics["eval_rollout_lost"]) == (8, 1)

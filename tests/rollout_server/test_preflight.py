@@ -59,10 +59,10 @@ def test_a_good_server_passes(found) -> None:
 
 
 def test_an_engine_outside_its_window_is_told(found, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout_server.engines.vllm_environment._installed_version", lambda: "0.99.1")
+    monkeypatch.setattr("rollout_server.engines.vllm.environment._installed_version", lambda: "0.99.1")
     backend = "custom.extra.rollout_matching.rollout_backend=vllm"
     assert "vLLM 0.99.1 is installed" in found(backend)["engine"].reason
-    monkeypatch.setattr("rollout_server.engines.vllm_environment._installed_version", lambda: "0.31.0")
+    monkeypatch.setattr("rollout_server.engines.vllm.environment._installed_version", lambda: "0.31.0")
     assert found(backend)["engine"].reason == "vllm 0.31.0"
 
 

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from learner.progress import Progress
+from learner.plan.progress import Progress
 from learner.reporting.metrics_server import MetricsServer, probed_app
 from rollout_server.app import create_app
 from rollout_server.launch import build_engine

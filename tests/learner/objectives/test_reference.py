@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.learn import Learner
 from learner.losses.terms import LossWeights
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass, Objective
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.objectives.supervised import Supervised
-from learner.optim import StepOptimizer
 from learner.packing.collate import Layout, collate
+from learner.training.learner import Learner
+from learner.training.optim import StepOptimizer
 from shared.config.training import TrainingSection, TunerSection
 
 WEIGHTS = LossWeights(coord_gate=0.7, coord_soft_ce=0.4, coord_w1=0.9, temperature=0.8, target_sigma=3.0)

@@ -14,7 +14,7 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
-from learner.rollouts.remote import Rollout, RolloutRequest
+from learner.servers.rollouts import Rollout, RolloutRequest
 from learner.teacher import LearnedRollout, Teacher
 from shared.wire import PolicyVersion
 

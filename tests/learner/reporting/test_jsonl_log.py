@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from learner.reporting.jsonl_log import JsonlLog
-from learner.whole_folder import NotWritten
+from shared.whole_folder import NotWritten
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from learner.build import open_run
-from learner.compute import ComputeLane
-from learner.progress import Progress
+from learner.plan.progress import Progress
 from learner.reporting.metrics_server import MetricsServer, probed_app
+from learner.training.lane import ComputeLane
 from shared.errors import ConfigError
 from shared.probe import PUBLIC_PATHS
 from shared.wire import ErrorBody, HealthReport

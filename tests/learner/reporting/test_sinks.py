@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from learner.plan.progress import Progress
 from learner.plan.schedule import Channel
-from learner.progress import Progress
 from learner.reporting.sinks import Sinks, console_line
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
-from learner.rollouts.remote import LostSample
+from learner.servers.rollouts import LostSample
 from learner.teacher import LearnedRollout
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from learner.accounting import LearnerActivity, RunAccount, ServerActivity
-from learner.compute import ComputeLane
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
-from learner.learn import PackReport, Update
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
+from learner.plan.time_split import LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.step_report import RecordsMiscounted, StepRecord, StepReport
 from learner.reporting.tallies import Tallies
-from learner.rollouts.remote import LostSample
+from learner.servers.rollouts import LostSample
 from learner.teacher import LearnedRollout
+from learner.training.lane import ComputeLane
+from learner.training.learner import PackReport, Update
 from shared.accounting import TimeAccount
 from shared.metrics import metric_named
 

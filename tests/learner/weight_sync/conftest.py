@@ -10,11 +10,11 @@ import httpx
 import pytest
 import torch
 
-from learner.compute import ComputeLane
 from learner.model.load import LoadedModel, load_model
-from learner.weight_sync.client import WeightChannel
-from learner.weight_sync.merge import full_weights
+from learner.servers.weights import WeightChannel
+from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
+from learner.weight_sync.snapshot import full_weights
 from learner.weight_sync.transports import FileTransport, WeightTransport
 
 TIMEOUT_S = 20.0

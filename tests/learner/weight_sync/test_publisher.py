@@ -8,7 +8,7 @@ import pytest
 
 from learner.model.tiny import build_tiny
 from learner.parts import publisher_for
-from learner.weight_sync.client import ServerAway
+from learner.servers.weights import ServerAway
 from learner.weight_sync.publisher import Published
 from learner.weight_sync.transports import FileTransport, WeightUpdate
 from shared.errors import WeightSyncFailed

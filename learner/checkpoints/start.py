@@ -1,0 +1,60 @@
+"""Where a run's weights come from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.checkpoints.checkpoint import latest_checkpoint, read_state
+from shared.base_model import base_model, holds_adapters
+from shared.config.models import Config
+from shared.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Start:
+    """`model` is a directory or hub id of whole weights; `adapters` a folder of adapters that go on them, if any.
+
+    `resumed` is the checkpoint whose optimizer, schedule and place in the data go on, None in a new run.
+    """
+
+    model: str
+    adapters: Path | None
+    resumed: Path | None
+
+
+def start_of(config: Config) -> Start:
+    """Read `model.model` and `training.resume_from_checkpoint`, each of which may be a folder of adapters.
+
+    Adapters go on `model.model`, from which servers start too. Raises ConfigError when there is nothing to resume, or
+    when what there is does not fit `tuner.train_type`, and DataError when the checkpoint to resume is not whole.
+    """
+    resumed = _resumed(config)
+    source = config.model.model if resumed is None else str(resumed)
+    key = "model.model" if resumed is None else "training.resume_from_checkpoint"
+    adapters = Path(source) if holds_adapters(source) else None
+    if adapters is not None and config.tuner.train_type != "lora":
+        raise ConfigError(
+            f"{key}: {source} holds adapters, but tuner.train_type is {config.tuner.train_type}; set it to lora, or "
+            f"make a whole model of it: boxloop export {source} --out DIR"
+        )
+    if resumed is not None and adapters is None and config.tuner.train_type == "lora":
+        raise ConfigError(
+            f"{key}: {source} was trained whole, but tuner.train_type is lora; start from it as model.model"
+        )
+    whole = resumed is not None and adapters is None
+    return Start(source if whole else base_model(config.model.model), adapters, resumed)
+
+
+def _resumed(config: Config) -> Path | None:
+    wanted = config.training.resume_from_checkpoint
+    if not wanted:
+        return None
+    if wanted is not True:
+        read_state(Path(wanted))
+        return Path(wanted)
+    found = latest_checkpoint(config.training.output_dir)
+    if found is None:
+        raise ConfigError(
+            f"training.resume_from_checkpoint: true, but {config.training.output_dir} holds no whole checkpoint; "
+            "set it to null to start anew"
+        )
+    return found

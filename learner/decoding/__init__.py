@@ -1,0 +1,1 @@
+"""Answers for the steps that learn from them, decoded by all servers together."""

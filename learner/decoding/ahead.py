@@ -1,0 +1,204 @@
+"""Decoding for B steps, begun as early as `max_lag` lets their answers be old.
+
+    the loop ── open_next ── _decode, a task ── one hand-off a group ── results ── the B step's targets
+
+At most one B step is decoded at a time, so a publish meets no open batch. While a step learns its own answers, few of
+them wait, and when it is slow no new ones are asked for; what is decoded ahead waits whole, so memory holds the answers
+of one step.
+"""
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from learner.data.prompt import Encoder
+from learner.decoding.pool import RolloutPool
+from learner.decoding.requests import decode_requests, encode_in_order
+from learner.detection.record import Record
+from learner.plan.planner import Planner
+from learner.plan.schedule import decode_lags
+from learner.plan.step_plan import StepPlan
+from learner.plan.time_split import LearnerActivity, RunAccount
+from learner.reporting.step_report import StepReport
+from learner.servers.rollouts import LostSample, Rollout, RolloutRequest
+from learner.weight_sync.publisher import WeightPublisher
+from shared.errors import ProtocolError
+from shared.streams import prefetched, task_group
+from shared.wire import PolicyVersion
+
+Result = Rollout | LostSample
+
+
+@dataclass(frozen=True)
+class DecodingRules:
+    """How B steps are decoded.
+
+    `max_lag` is in optimizer steps, 0 = on-policy. Without `streaming` all answers are awaited before the first is
+    handed on; with `in_order` they are handed on in record order. No step from `num_steps` on is decoded. At most
+    `most_waiting` answers wait for the step that learns them while it runs.
+    """
+
+    run_seed: int
+    num_steps: int
+    max_lag: int = 0
+    streaming: bool = True
+    in_order: bool = False
+    most_waiting: int = 256
+
+    def room_for(self, num_answers: int) -> int:
+        """How many of a group's answers may wait: all, when nobody reads them before the last is there."""
+        return num_answers if self.max_lag or not self.streaming else min(num_answers, self.most_waiting)
+
+    def told(self, pattern: Sequence[str]) -> str:
+        """For the user, once: how old the weights are that decode."""
+        if self.max_lag == 0:
+            return "max_lag 0: strictly on-policy, every B step is decoded by the weights that it trains"
+        lags = sorted(set(decode_lags(pattern, self.max_lag)))
+        return (
+            f"max_lag {self.max_lag}: with the pattern {', '.join(pattern)} a B step is decoded from "
+            f"{' or '.join(map(str, lags))} optimizer steps before it on, by the weights of then"
+        )
+
+
+class _StepDecoding:
+    """The answers of one B step: filled by one task, drained by the step.
+
+    `published` lets the requests out, `requested` is set when the first of them are, `finished` when all have answers.
+    """
+
+    def __init__(self, plan: StepPlan, rules: DecodingRules) -> None:
+        self.plan = plan
+        self.version: PolicyVersion | None = None
+        self.published, self.requested, self.finished = anyio.Event(), anyio.Event(), anyio.Event()
+        self.requested_at = self.encode_s = 0.0
+        self.hand_offs = [anyio.create_memory_object_stream[Result](rules.room_for(len(g))) for g in plan.groups]
+
+
+class Decoder:
+    """Decodes the next B step on all servers while the loop is busy with this step or an earlier one."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        encoder: Encoder,
+        pool: RolloutPool,
+        weights: WeightPublisher,
+        account: RunAccount,
+        rules: DecodingRules,
+    ) -> None:
+        self._planner = planner
+        self._encoder = encoder
+        self._pool = pool
+        self._weights = weights
+        self._account = account
+        self._rules = rules
+        self._tasks: TaskGroup | None = None
+        self._opened: _StepDecoding | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Decode while the block runs. A decoding that fails ends the block with its error; leaving ends the rest."""
+        async with task_group() as self._tasks:
+            yield
+            self._tasks.cancel_scope.cancel()
+
+    async def open_next(self, step: StepPlan, report: StepReport) -> None:
+        """Publish the weights and begin with the next B step, once they are new enough for it.
+
+        That is `step` itself, or, with a `max_lag`, a B step up to that many steps ahead of it.
+        """
+        if self._opened is not None and self._opened.plan.step >= step.step:
+            return
+        within = min(self._rules.max_lag, self._rules.num_steps - 1 - step.step)
+        plan = self._planner.next_b(step, within)
+        if plan is None:
+            return
+        assert self._tasks is not None, "open_next is called inside `running`"
+        self._opened = _StepDecoding(plan, self._rules)
+        self._tasks.start_soon(self._decode, self._opened)
+        with self._account.syncing():
+            published = await self._weights.publish_if_stale(step.step)
+        report.add_time("time/sync_s", published.seconds)
+        self._pool.leave_out(published.left_out)
+        self._opened.version = published.version
+        self._opened.published.set()
+
+    async def settled(self) -> None:
+        """Wait until no request is open, so that a publish finds none."""
+        if self._opened is not None:
+            await self._opened.finished.wait()
+
+    async def results(self, step: StepPlan, group: int, report: StepReport) -> AsyncGenerator[Result, None]:
+        """Yield what became of each record of a group of the B step `step`, once.
+
+        Raises ProtocolError for an answer by other weights than `max_lag` allows.
+        """
+        decoding = self._opened
+        assert decoding is not None
+        assert decoding.plan.step == step.step, "open_next opens a step before its results are read"
+        await decoding.requested.wait()  # until then the learner waits for data
+        if group == 0:
+            report.decoded(decoding.requested_at)
+        with self._account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
+            if not self._rules.streaming:
+                await decoding.finished.wait()
+            async for result in decoding.hand_offs[group][1]:
+                if isinstance(result, Rollout):
+                    check_version(result, step.step, decoding.version, self._rules.max_lag)
+                yield result
+        if group == len(step.groups) - 1:
+            report.add_time("time/encode_s", decoding.encode_s)
+
+    async def _decode(self, decoding: _StepDecoding) -> None:
+        """Decode group by group; records are read while the weights are published and while others are decoded."""
+        for group, (sender, _) in zip(decoding.plan.groups, decoding.hand_offs, strict=True):
+            asked: deque[str] = deque()
+            async with sender, prefetched(self._requests(decoding, group, asked), depth=1) as requests:
+                await decoding.published.wait()
+                async with aclosing(self._pool.decode(requests, decoding.version)) as results:
+                    async for result in in_request_order(results, asked) if self._rules.in_order else results:
+                        await sender.send(result)
+        decoding.finished.set()
+
+    async def _requests(
+        self, decoding: _StepDecoding, group: Sequence[Record], asked: deque[str]
+    ) -> AsyncGenerator[RolloutRequest, None]:
+        """Requests as records are read, none before the weights are published; notes their uids in `asked`."""
+        encoded = encode_in_order(group, self._encoder)
+        started = time.monotonic()
+        async with aclosing(decode_requests(encoded, self._rules.run_seed, decoding.plan.step)) as requests:
+            async for request in requests:
+                decoding.encode_s += time.monotonic() - started
+                await decoding.published.wait()
+                decoding.requested_at = decoding.requested_at or time.monotonic()
+                decoding.requested.set()
+                asked.append(request.uid)
+                yield request
+                started = time.monotonic()
+
+
+def check_version(rollout: Rollout, step: int, asked: PolicyVersion | None, max_lag: int) -> None:
+    """Raise ProtocolError unless the answer is of this learner's weights and at most `max_lag` updates old."""
+    given = rollout.policy_version
+    if asked is None or (
+        given is not None and given.incarnation == asked.incarnation and 0 <= step - given.step <= max_lag
+    ):
+        return
+    raise ProtocolError(
+        f"{rollout.request.uid} was decoded by {given}, but step {step} takes answers of {asked.incarnation} that are "
+        f"at most max_lag {max_lag} steps old; this is a defect of the server"
+    )
+
+
+async def in_request_order(results: AsyncIterator[Result], asked: deque[str]) -> AsyncIterator[Result]:
+    """Hold back what came early until its turn; `asked` are the uids in order, of those requests that were made."""
+    early: dict[str, Result] = {}
+    async for result in results:
+        early[result.request.uid] = result
+        while asked and asked[0] in early:
+            yield early.pop(asked.popleft())

@@ -1,0 +1,91 @@
+"""What an evaluation found, as tables for the console and as JSON for whatever comes next."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from learner.evaluation.scoring import ClassScores, Scores
+from shared.extras import cure_for, is_installed
+
+NUM_CLASSES_SHOWN = 20
+HEADLINES = {
+    "F1": "eval_rollout_f1_iou50",
+    "F1, mean over IoU 0.50:0.95": "eval_rollout_f1_iou50_95",
+    "F1, equal desc": "eval_rollout_f1_desc_iou50",
+    "F1, equal desc, mean over IoU 0.50:0.95": "eval_rollout_f1_desc_iou50_95",
+    "precision": "eval_rollout_precision_iou50",
+    "recall": "eval_rollout_recall_iou50",
+    "AP, IoU 0.50:0.95": "eval_coco_ap",
+    "AP50": "eval_coco_ap50",
+    "AP75": "eval_coco_ap75",
+    "AP, small / medium / large": "eval_coco_ap_small eval_coco_ap_medium eval_coco_ap_large",
+    "AR of 1 / 10 / 100": "eval_coco_ar1 eval_coco_ar10 eval_coco_ar100",
+    "AP, descs left out": "eval_coco_agnostic_ap",
+    "valid answers": "eval_rollout_sample_valid_pred_rate",
+    "truncated answers": "eval_rollout_parse_truncated_rate",
+}
+"""What is shown, and the metrics it is; IoU is at least 0.5 unless it is said."""
+
+
+def print_scores(scores: Scores, console: Console) -> None:
+    """Print the scores of the whole set and of its most frequent descs."""
+    console.print(summary_table(scores))
+    console.print(class_table(scores))
+    if not is_installed("faster_coco_eval"):
+        message = f"COCO AP is left out: faster-coco-eval is not installed; {cure_for('faster_coco_eval')}"
+        console.print(message, markup=False)
+
+
+def write_scores(scores: Scores, path: Path) -> None:
+    """Write all metrics, and every desc with its own, as JSON."""
+    about = {"step": scores.step, "num_images": scores.num_images, "metrics": scores.metrics}
+    content = about | {"classes": [class_numbers(each) for each in scores.classes]}
+    path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def class_numbers(scores: ClassScores) -> dict[str, str | int | float | None]:
+    """One desc: counts, scores at IoU 0.5 and COCO's; None where there is nothing to divide by."""
+    agreement = scores.agreement
+    matched = agreement.num_matched[0]
+    numbers: dict[str, str | int | float | None] = {
+        "desc": scores.desc,
+        "gt_objects": agreement.num_ground_truth,
+        "pred_objects": agreement.num_predictions,
+        "matched": matched,
+        "precision": matched / agreement.num_predictions if agreement.num_predictions else None,
+        "recall": matched / agreement.num_ground_truth,
+        "f1": 2 * matched / agreement.num_objects,
+    }
+    return numbers | (asdict(scores.precision) if scores.precision is not None else {})
+
+
+def summary_table(scores: Scores) -> Table:
+    table = Table(title=f"{scores.num_images} images", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for title, names in HEADLINES.items():
+        values = [scores.metrics.get(name) for name in names.split()]
+        if any(value is not None for value in values):
+            table.add_row(title, " / ".join(map(_shown, values)))
+    return table
+
+
+def class_table(scores: Scores) -> Table:
+    shown = scores.classes[:NUM_CLASSES_SHOWN]
+    left = len(scores.classes) - len(shown)
+    table = Table(title="By desc, IoU 0.5", caption=f"and {left} descs with fewer objects" if left else None)
+    rows = [class_numbers(each) for each in shown]
+    for name in rows[0] if rows else ():
+        table.add_column(name.replace("_", " "), justify="left" if name == "desc" else "right")
+    for row in rows:
+        table.add_row(*map(_shown, row.values()))
+    return table
+
+
+def _shown(value: str | int | float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,1 +1,0 @@
-"""The client side of decoding."""

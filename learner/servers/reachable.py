@@ -1,0 +1,60 @@
+"""Whether the servers that a configuration names would serve its run: asked by the doctor, before any work is sent."""
+
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import httpx
+
+from learner.data.lengths import check_server
+from learner.servers.http import server_clients
+from learner.servers.rollouts import RolloutServer
+from learner.servers.weights import WeightChannel
+from shared.config.models import Config
+from shared.errors import BoxloopError
+from shared.findings import Finding, failed, passed, warned
+
+TIMEOUT_S = 10.0
+
+
+async def examine_servers(config: Config, folder: Path) -> list[Finding]:
+    """Ask every server of `vllm.server.servers`; `folder` is the learner's own checkpoint."""
+    section = config.rollout.vllm.server.model_copy(update={"timeout_s": TIMEOUT_S})
+    async with server_clients(section) as clients:
+        return [finding for client in clients async for finding in _examine(config, folder, client)]
+
+
+async def _examine(config: Config, folder: Path, client: httpx.AsyncClient) -> AsyncIterator[Finding]:
+    """A server can be in good health while no weights reach it: the run would stand still at its first publish."""
+    server = RolloutServer(client, TIMEOUT_S)
+    try:
+        await server.probe()
+        info = await server.info()
+        check_server(info, server.name, folder)
+    except BoxloopError as error:
+        yield failed(
+            f"server {server.name}", str(error), "start it by boxloop serve; both sides need one BOXLOOP_TOKEN"
+        )
+        return
+    yield passed(f"server {server.name}", f"ready: {info.engine} with {info.model}")
+    check, transport = f"weights of {server.name}", config.rollout.vllm.sync.transport
+    try:
+        status = await WeightChannel(client, TIMEOUT_S).status()
+    except BoxloopError as error:
+        yield failed(check, f"it is ready, but takes no weights: {error}", "restart it; look for a proxy in between")
+        return
+    if f"transport:{transport}" not in info.capabilities:
+        yield failed(check, f"it takes none by transport {transport}", "set vllm.sync.weights_root, or transport http")
+    elif transport == "file" and not _is_this_machine(client.base_url.host):
+        yield warned(
+            check, f"transport file to {client.base_url.host}", "share weights_root with it, or set transport http"
+        )
+    else:
+        yield passed(check, f"{status.phase}, by {transport}")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,242 @@
+"""One rollout server, seen from the learner: typed requests out, finished rollouts in."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from learner.data.sample import EncodedRecord
+from learner.plan.time_split import ServerActivity
+from learner.servers.stall import moving
+from shared.accounting import TimeAccount
+from shared.errors import BoxloopError, PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
+from shared.framing import decode_lines
+from shared.health import reasons
+from shared.wire import (
+    WIRE_VERSION,
+    ErrorBody,
+    HealthReport,
+    InlineImage,
+    PolicyVersion,
+    RolloutBatch,
+    RolloutSample,
+    Sampling,
+    ServerInfo,
+    StreamError,
+    StreamFooter,
+    StreamHeader,
+    StreamSample,
+)
+
+PROBE_TIMEOUT_S = 5.0
+"""A probe is answered in constant time, however busy the server is."""
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One answer to decode: an encoded record and the seed of its sampling.
+
+    `repeat` counts the earlier requests for the same record in one call.
+    """
+
+    encoded: EncodedRecord
+    seed: int
+    repeat: int = 0
+
+    @property
+    def uid(self) -> str:
+        """The record's id, made unique within a call."""
+        record_id = self.encoded.record.record_id
+        return f"{record_id}+{self.repeat}" if self.repeat else record_id
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One decoded answer. `token_logprobs` is as long as `token_ids` when asked for; times are seconds.
+
+    `arrived_at` is this process's monotonic clock at the moment the line came in, however late it is looked at.
+    """
+
+    request: RolloutRequest
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    policy_version: PolicyVersion | None
+    token_logprobs: tuple[float, ...] | None
+    queue_s: float
+    decode_s: float
+    arrived_at: float
+
+
+@dataclass(frozen=True)
+class LostSample:
+    """A request that no server could answer; it counts as zero in the loss."""
+
+    request: RolloutRequest
+    code: str
+    message: str
+    retryable: bool
+
+
+class ServerBusy(ServerUnavailable):
+    """A server has as much as it takes; it says in how many seconds to ask again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RolloutServer:
+    """HTTP client of one rollout server.
+
+    A stream may go on without a line, or without an answer and a token, for at most `stall_timeout_s`, and in all for
+    `infer_timeout_s` (None = without limit).
+    """
+
+    def __init__(self, client: httpx.AsyncClient, stall_timeout_s: float, infer_timeout_s: float | None = None) -> None:
+        self._client = client
+        self._stall_timeout_s = stall_timeout_s
+        self._infer_timeout_s = infer_timeout_s
+        self.name = str(client.base_url)
+        self.account = TimeAccount(ServerActivity)
+
+    async def info(self) -> ServerInfo:
+        """Ask what the server is; raises ProtocolError when it speaks another wire version."""
+        reply = await self._ask("GET", "/info", PROBE_TIMEOUT_S)
+        info = ServerInfo.model_validate_json(reply.content)
+        if info.wire_version != WIRE_VERSION:
+            raise ProtocolError(f"{self.name} speaks wire version {info.wire_version}, this learner {WIRE_VERSION}")
+        return info
+
+    async def probe(self) -> None:
+        """Raise ServerUnavailable unless every part but the weights is ready; those can be sent."""
+        try:
+            reply = await self._client.get("/ready/", timeout=PROBE_TIMEOUT_S)
+            parts = HealthReport.model_validate_json(reply.content).components
+        except (httpx.TransportError, ValueError) as error:
+            raise ServerUnavailable(f"{self.name} answers no probe: {error!r}") from error
+        missing = tuple(part for part in parts if not (part.live and part.ready) and part.name != "weights")
+        if missing:
+            raise ServerUnavailable(f"{self.name} is not ready: {reasons(HealthReport(ok=False, components=missing))}")
+
+    async def decode(
+        self,
+        batch_id: str,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        version: PolicyVersion | None,
+        return_logprobs: bool = False,
+    ) -> AsyncGenerator[Rollout | LostSample, None]:
+        """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
+
+        Raises ServerUnavailable when the stream is cut or stands still or the engine died, ServerBusy when the server
+        is full, VersionConflict when it holds other weights, PromptMismatch when it expands a prompt differently,
+        ProtocolError when it answers what was not asked.
+        """
+        open_requests = {request.uid: request for request in requests}
+        body = RolloutBatch(
+            batch_id=batch_id,
+            policy_version=version,
+            sampling=sampling,
+            samples=tuple(wire_sample(request) for request in requests),
+            return_logprobs=return_logprobs,
+        )
+        complete = False
+        try:
+            async with self._stream(body) as response:
+                await self._raise_for(response)
+                lines = decode_lines(response.aiter_bytes())
+                async for line in moving(lines, self.name, self._stall_timeout_s, self._infer_timeout_s):
+                    match line:
+                        case StreamSample() | StreamError() if line.uid not in open_requests:
+                            raise ProtocolError(f"{self.name} answered {line.uid!r}, which is not open in this batch")
+                        case StreamSample():
+                            yield checked_rollout(open_requests.pop(line.uid), line, self.name)
+                        case StreamError(code="engine_died"):
+                            raise ServerUnavailable(f"{self.name}: {line.message}")
+                        case StreamError():
+                            yield LostSample(open_requests.pop(line.uid), line.code, line.message, line.retryable)
+                        case StreamFooter():
+                            complete = True
+                        case StreamHeader() if line.accepted != len(requests):
+                            raise ProtocolError(f"{self.name} accepted {line.accepted} of {len(requests)} samples")
+        except httpx.TransportError as error:
+            raise ServerUnavailable(f"{self.name} broke off: {error!r}") from error
+        if not complete or open_requests:
+            raise ServerUnavailable(f"{self.name} ended a stream with {len(open_requests)} samples unanswered")
+
+    @asynccontextmanager
+    async def _stream(self, batch: RolloutBatch) -> AsyncIterator[httpx.Response]:
+        """An open batch; as long as it is, the server's account says that it decodes."""
+        with self.account.doing(ServerActivity.DECODING):
+            async with self._client.stream(
+                "POST",
+                "/rollouts",
+                content=batch.model_dump_json(),
+                headers={"content-type": "application/json"},
+                timeout=httpx.Timeout(self._stall_timeout_s),
+            ) as response:
+                yield response
+
+    async def _ask(self, method: str, path: str, timeout_s: float) -> httpx.Response:
+        try:
+            response = await self._client.request(method, path, timeout=timeout_s)
+        except httpx.TransportError as error:
+            raise ServerUnavailable(f"{self.name} cannot be reached: {error!r}") from error
+        await self._raise_for(response)
+        return response
+
+    async def _raise_for(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        await response.aread()
+        error = refusal(self.name, response.status_code, response.content)
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            raise ServerBusy(str(error), float(response.headers.get("retry-after", 1)))
+        raise error
+
+
+def refusal(server: str, status: int, content: bytes) -> BoxloopError:
+    """Turn a refused request into the error it stands for."""
+    try:
+        body = ErrorBody.model_validate_json(content)
+    except ValueError:
+        return ProtocolError(f"{server} answered {status}: {content[:300]!r}")
+    if body.code == "policy_version":
+        return VersionConflict(f"{server} holds other weights: {body.message}")
+    if body.retryable:
+        return ServerUnavailable(f"{server} answered {status} {body.code}: {body.message}")
+    return ProtocolError(f"{server} answered {status} {body.code}: {body.message}")
+
+
+def wire_sample(request: RolloutRequest) -> RolloutSample:
+    """The request as it goes over the wire: unexpanded prompt ids and the image's own bytes."""
+    encoded = request.encoded
+    return RolloutSample(
+        uid=request.uid,
+        prompt_token_ids=encoded.request_token_ids,
+        images=(InlineImage(data=encoded.image.png),),
+        seed=request.seed,
+    )
+
+
+def checked_rollout(request: RolloutRequest, line: StreamSample, server: str) -> Rollout:
+    """Turn a finished line into a Rollout after comparing both sides' view of the prompt."""
+    encoded = request.encoded
+    ours, theirs = (len(encoded.prompt_token_ids), (encoded.image.grid,)), (line.num_prompt_tokens, line.image_grid)
+    if ours != theirs:
+        raise PromptMismatch(
+            f"{request.uid}: the learner expands the prompt to {ours[0]} tokens with image grids {ours[1]}, "
+            f"{server} to {theirs[0]} with {theirs[1]}; both must load the same processor configuration"
+        )
+    return Rollout(
+        request=request,
+        token_ids=line.token_ids,
+        finish_reason=line.finish_reason,
+        policy_version=line.policy_version,
+        token_logprobs=line.token_logprobs,
+        queue_s=line.queue_s,
+        decode_s=line.done_s - line.queue_s,
+        arrived_at=time.monotonic(),
+    )

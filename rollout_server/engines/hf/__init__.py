@@ -1,0 +1,1 @@
+"""Decoding by transformers, with a continuous batch of our own."""

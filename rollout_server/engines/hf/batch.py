@@ -1,0 +1,245 @@
+"""Continuous batching on the transformers model itself: rows join by a prefill, step together, leave when done."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollout_server.engines.base import EngineAnswer, EngineRequest
+from rollout_server.engines.hf.cache import PrefillView, RowCache, StepView
+from rollout_server.engines.hf.prompt import Prompt
+from rollout_server.engines.hf.sampling import BatchSampler, Choice
+from rollout_server.engines.stopping import StopRule
+from shared.wire import FinishReason
+
+MAX_PREFILL_TOKENS = 16384
+"""Padded tokens of one prefill: bounds its memory."""
+
+
+class Row:
+    """One answer on its way. `cancelled` may be set from any thread; all else belongs to the decoding thread."""
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        prompt: Prompt,
+        stop_rule: StopRule,
+        deliver: Callable[[EngineAnswer], None],
+    ) -> None:
+        self.prompt = prompt
+        self.sampling = request.sampling
+        self.wants_logprobs = request.return_logprobs
+        self.rng = random.Random(request.seed)
+        self.cancelled = False
+        self.token_ids: list[int] = []
+        self.started_at = 0.0
+        self._first_token_at = 0.0
+        self._request = request
+        self._logprobs: list[float] = []
+        self._stop_rule = stop_rule
+        self._deliver = deliver
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the last one chosen."""
+        return self.prompt.num_tokens + len(self.token_ids) - 1
+
+    @property
+    def num_reserved(self) -> int:
+        return self.prompt.num_tokens + self.sampling.max_new_tokens
+
+    def seen_token_ids(self) -> Sequence[int]:
+        return [*self.prompt.token_ids.tolist(), *self.token_ids]
+
+    def add(self, token_id: int, logprob: float | None) -> FinishReason | None:
+        """Append a token; returns why the answer ends with it, or None."""
+        self._first_token_at = self._first_token_at or time.monotonic()
+        self.token_ids.append(token_id)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        return self._stop_rule.after(self.token_ids)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Hand the answer over."""
+        self._deliver(
+            EngineAnswer(
+                uid=self._request.uid,
+                token_ids=tuple(self.token_ids),
+                finish_reason=reason,
+                num_prompt_tokens=self.prompt.num_tokens,
+                image_grid=self.prompt.image_grid,
+                token_logprobs=tuple(self._logprobs) if self.wants_logprobs else None,
+                started_at=self.started_at,
+                first_token_at=self._first_token_at,
+                finished_at=time.monotonic(),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Front:
+    """What the next step takes, each [rows]: the tokens last chosen, their cache columns, the m-rope deltas."""
+
+    sampler: BatchSampler
+    token_ids: Tensor
+    columns: Tensor
+    deltas: Tensor
+
+
+class DecodeBatch:
+    """The rows that are decoded together. Row i of every tensor is `rows[i]`."""
+
+    def __init__(self, model: Any, max_rows: int) -> None:
+        text = model.config.text_config
+        self._model = model
+        self._language_model = model.model.language_model
+        self._device: torch.device = model.device
+        self._vocab_size: int = text.vocab_size
+        self._max_rows = max_rows
+        self._cache = RowCache(
+            text.num_hidden_layers, text.num_key_value_heads, text.head_dim, model.dtype, self._device
+        )
+        self.rows: list[Row] = []
+        self.generated_tokens = 0
+        self._front: _Front | None = None
+
+    @property
+    def num_free(self) -> int:
+        return self._max_rows - len(self.rows)
+
+    @torch.inference_mode()
+    def clear_cache(self) -> None:
+        """Forget what gone rows have left, which masked columns still read: weights may have made it NaN."""
+        self._cache.states.zero_()
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Row]) -> None:
+        """Prefill `rows`, at most `num_free` of them, and choose their first tokens."""
+        for group in prefill_groups(rows):
+            self._prefill(group)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Choose the next token of every row; finished ones are delivered and leave."""
+        self._drop([index for index, row in enumerate(self.rows) if row.cancelled])
+        if not self.rows:
+            return
+        front = self._front or self._gathered()
+        choice = front.sampler.choose(self._next_logits(front))
+        # Only while the rows stay the same; a row that joins or leaves has it gathered anew.
+        self._front = replace(front, token_ids=self._column(choice.token_ids), columns=front.columns + 1)
+        self._drop(self._extend(self.rows, choice))
+
+    def _prefill(self, group: Sequence[Row]) -> None:
+        started = time.monotonic()
+        for row in group:
+            row.started_at = started
+        first = len(self.rows)
+        longest = max(row.num_reserved for row in (*self.rows, *group))
+        self._cache.reserve(first + len(group), longest)
+        hidden = self._prompt_states(group, PrefillView(self._cache, first))
+        ends = torch.tensor([row.prompt.num_tokens - 1 for row in group], device=self._device)
+        logits = self._model.lm_head(hidden[torch.arange(len(group), device=self._device), ends])
+        choice = BatchSampler(group, self._vocab_size, self._device).choose(logits)
+        self.rows = [*self.rows, *group]
+        self._front = None
+        self._drop([first + index for index in self._extend(group, choice)])
+
+    def _prompt_states(self, group: Sequence[Row], view: PrefillView) -> Tensor:
+        """Last hidden states [rows, longest prompt, hidden]; what stands after a prompt's end is padding.
+
+        Padding is on the right, where causal attention alone keeps it out of every real position.
+        """
+        prompts = [row.prompt for row in group]
+        lengths = [prompt.num_tokens for prompt in prompts]
+        token_ids = torch.zeros(len(group), max(lengths), dtype=torch.long)
+        positions = torch.zeros(3, len(group), max(lengths), dtype=torch.long)
+        for index, prompt in enumerate(prompts):
+            token_ids[index, : prompt.num_tokens] = prompt.token_ids
+            positions[:, index, : prompt.num_tokens] = prompt.positions
+        token_ids = token_ids.to(self._device)
+        embeds = self._model.get_input_embeddings()(token_ids)
+        visual = {}
+        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        if pixels:
+            image_mask = token_ids == self._model.config.image_token_id
+            grids = torch.tensor([grid for prompt in prompts for grid in prompt.image_grid], device=self._device)
+            features, deepstack = self._image_features(torch.cat(pixels).to(self._device), grids)
+            embeds[image_mask] = features.to(embeds.dtype)
+            visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": deepstack}
+        return self._language_model(
+            inputs_embeds=embeds,
+            position_ids=positions.to(self._device),
+            past_key_values=view,
+            use_cache=True,
+            **visual,
+        ).last_hidden_state
+
+    def _image_features(self, pixels: Tensor, grids: Tensor) -> tuple[Tensor, list[Tensor]]:
+        output = self._model.model.get_image_features(pixels, grids, return_dict=True)
+        # transformers splits the deepstack features by image from 5.2x on; before, they are whole.
+        deepstack = [part if isinstance(part, Tensor) else torch.cat(part) for part in output.deepstack_features]
+        return torch.cat(output.pooler_output), deepstack
+
+    def _gathered(self) -> _Front:
+        return _Front(
+            sampler=BatchSampler(self.rows, self._vocab_size, self._device),
+            token_ids=self._column([row.token_ids[-1] for row in self.rows]),
+            columns=self._column([row.num_cached for row in self.rows]),
+            deltas=self._column([row.prompt.delta for row in self.rows]),
+        )
+
+    def _column(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+    def _next_logits(self, front: _Front) -> Tensor:
+        width = 1 + max(row.num_cached for row in self.rows)
+        visible = torch.arange(width, device=self._device) <= front.columns[:, None]
+        hidden = self._language_model(
+            inputs_embeds=self._model.get_input_embeddings()(front.token_ids[:, None]),
+            attention_mask=visible[:, None, None],
+            position_ids=(front.columns + front.deltas)[None, :, None].expand(3, -1, -1),
+            past_key_values=StepView(self._cache, front.columns, width),
+            use_cache=True,
+        ).last_hidden_state
+        return self._model.lm_head(hidden[:, 0])
+
+    def _extend(self, rows: Sequence[Row], choice: Choice) -> list[int]:
+        """Add the chosen tokens; delivers what is finished and returns its indices."""
+        finished = []
+        self.generated_tokens += len(rows)
+        logprobs: Sequence[float | None] = choice.logprobs or [None] * len(rows)
+        for index, (row, token_id, logprob) in enumerate(zip(rows, choice.token_ids, logprobs, strict=True)):
+            reason = row.add(token_id, logprob if row.wants_logprobs else None)
+            if reason:
+                row.finish(reason)
+                finished.append(index)
+        return finished
+
+    def _drop(self, indices: Sequence[int]) -> None:
+        """Remove rows (ascending indices); the last rows fill the gaps."""
+        for index in reversed(indices):
+            last = self.rows.pop()
+            if index < len(self.rows):
+                self._cache.move(len(self.rows), index, last.num_cached)
+                self.rows[index] = last
+        if indices:
+            self._front = None
+
+
+def prefill_groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Cut `rows` in order into groups that stay under MAX_PREFILL_TOKENS when padded to their longest."""
+    groups: list[list[Row]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, row.prompt.num_tokens)
+        if groups and longest * (len(groups[-1]) + 1) <= MAX_PREFILL_TOKENS:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+            longest = row.prompt.num_tokens
+    return groups

@@ -1,0 +1,1 @@
+"""The weight transaction, seen from the server."""

@@ -1,0 +1,175 @@
+"""What never fits is told before the first step."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import orjson
+import pytest
+
+from learner.data.jsonl import Reading, RecordSource
+from learner.data.lengths import (
+    MAX_MODEL_LEN,
+    check_best_metric,
+    check_server,
+    check_validation_prompts,
+    most_answer_tokens,
+    most_tokens,
+    without_long_records,
+)
+from learner.data.prompt import Encoder
+from learner.detection.serialize import answer_text
+from learner.detection.targets import ground_truth_target
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.load import load_tokenizer
+from shared.config.models import Config
+from shared.errors import ConfigError, DataError
+from shared.wire import ServerInfo, ServerLimits
+
+MAX_NEW_TOKENS = "custom.extra.rollout_matching.max_new_tokens"
+
+
+@pytest.fixture
+def vocabulary(checkpoint: Path) -> CoordinateVocabulary:
+    return CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
+
+
+@pytest.fixture
+def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
+    """A record with one object, and one with twelve."""
+    (tmp_path / "image.png").write_bytes(image(0))
+    lines = [
+        {
+            "images": ["image.png"],
+            "width": 64,
+            "height": 64,
+            "objects": [{"desc": "red circle", "bbox_2d": [n, n, n + 20, n + 20]} for n in range(count)],
+        }
+        for count in (1, 12)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    return RecordSource.opened(path, Reading(), seed=None)[0]
+
+
+def lengths(source: RecordSource, encoder: Encoder, vocabulary: CoordinateVocabulary) -> list[int]:
+    return [
+        ground_truth_target("", encoder.encode_now(record).prompt_token_ids, record.objects, vocabulary).num_tokens
+        for record in source.in_file_order()
+    ]
+
+
+def test_a_record_is_long_when_no_pack_holds_prompt_and_answer(
+    source, encoder, vocabulary, config_of: Callable[..., Config]
+) -> None:
+    _, longest = lengths(source, encoder, vocabulary)
+    fits = config_of(f"global_max_length={longest}")
+    assert without_long_records(source, encoder, vocabulary, fits).num_records == 2
+    with pytest.raises(DataError) as raised:
+        without_long_records(source, encoder, vocabulary, config_of(f"global_max_length={longest - 1}"))
+    for part in ("data:2", str(longest), str(longest - 1), "global_max_length", "custom.on_long_target: skip"):
+        assert part in str(raised.value)
+
+
+def test_long_records_can_be_left_out(source, encoder, vocabulary, config_of) -> None:
+    _, longest = lengths(source, encoder, vocabulary)
+    config = config_of(f"global_max_length={longest - 1}", "custom.on_long_target=skip")
+    left = without_long_records(source, encoder, vocabulary, config)
+    assert [record.record_id for record in left.in_file_order()] == ["data:1"]
+
+
+def test_the_quick_bound_is_never_too_low(source, encoder, vocabulary) -> None:
+    for record, length in zip(source.in_file_order(), lengths(source, encoder, vocabulary), strict=True):
+        prompt = encoder.num_prompt_tokens(record)
+        assert prompt == len(encoder.encode_now(record).prompt_token_ids)
+        assert length - prompt <= most_answer_tokens(record) <= len(answer_text(record.objects).encode())
+
+
+@pytest.mark.parametrize(
+    ("global_room", "server_room", "small"),
+    [
+        (400, None, None),
+        (399, None, "global_max_length"),
+        (400, 400, None),
+        (399, 400, "global_max_length"),
+        (400, 399, MAX_MODEL_LEN),
+        (399, 2000, "global_max_length"),
+    ],
+)
+def test_a_prompt_must_leave_room_for_the_answer_in_a_pack_and_on_a_server(
+    source, encoder, vocabulary, config_of, global_room: int, server_room: int | None, small: str | None
+) -> None:
+    """`…_room` is what is left beside the longest prompt, for an answer of 400 new tokens."""
+    prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
+    limits = {"global_max_length": prompt + global_room, MAX_MODEL_LEN: server_room and prompt + server_room}
+    keys = [f"{key}={'null' if value is None else value}" for key, value in limits.items()]
+    config = config_of(*keys, f"{MAX_NEW_TOKENS}=400")
+    if small is None:
+        assert without_long_records(source, encoder, vocabulary, config).num_records == 2
+        return
+    with pytest.raises(ConfigError) as raised:
+        without_long_records(source, encoder, vocabulary, config)
+    said = f"{small}: the longest prompt of {source.path} has {prompt} tokens; with 400 new ones it exceeds "
+    assert str(raised.value).startswith(f"{said}{limits[small]};")
+
+
+def test_a_prompt_that_is_left_out_needs_no_room(source, encoder, vocabulary, config_of) -> None:
+    """The longest prompt stands in the record that no pack can hold."""
+    record, long = source.in_file_order()
+    prompts = {record.record_id: 20, long.record_id: 90}
+    encoder = SimpleNamespace(num_prompt_tokens=lambda record: prompts[record.record_id])
+    config = config_of("global_max_length=100", "custom.on_long_target=skip", f"{MAX_NEW_TOKENS}=80")
+    assert without_long_records(source, encoder, vocabulary, config).num_records == 1
+
+
+def test_a_validation_prompt_must_leave_room_on_a_server(source, encoder, config_of) -> None:
+    """Packs never hold one, so `global_max_length` counts only where it is the server's length too."""
+    prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
+    records, val = source.in_file_order(), "custom.val_jsonl=val.jsonl"
+    answer, stage1 = f"{MAX_NEW_TOKENS}=400", "custom.trainer_variant=stage1_sft"
+    fits = config_of(val, "global_max_length=401", f"{MAX_MODEL_LEN}={prompt + 400}", answer)
+    assert check_validation_prompts(records, encoder, fits) == prompt
+    for key in ("global_max_length", MAX_MODEL_LEN):
+        small = f"{key}={prompt + 399}"
+        with pytest.raises(ConfigError, match=rf"^{key}: the longest prompt of val.jsonl has {prompt} tokens"):
+            check_validation_prompts(records, encoder, config_of(val, answer, small))
+    nothing_is_decoded = config_of(val, answer, "global_max_length=1", stage1)
+    assert check_validation_prompts(records, encoder, nothing_is_decoded) == prompt
+
+
+def test_the_bound_gives_way_to_the_exact_number_where_it_is_too_high(source, encoder, vocabulary) -> None:
+    _, longest = lengths(source, encoder, vocabulary)
+    record = source.in_file_order()[1]
+    prompt = encoder.num_prompt_tokens(record)
+    bound = prompt + most_answer_tokens(record)
+    assert most_tokens(record, prompt, vocabulary, bound) == bound > longest
+    assert most_tokens(record, prompt, vocabulary, bound - 1) == longest
+
+
+def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_ap = ("custom.val_jsonl=val.jsonl", "training.metric_for_best_model=eval_coco_ap")
+    monkeypatch.setattr("learner.data.lengths.is_installed", lambda module: False)
+    check_best_metric(config_of(*by_ap))  # nothing is evaluated
+    check_best_metric(config_of("custom.val_jsonl=val.jsonl", "training.eval_strategy=steps"))
+    with pytest.raises(ConfigError, match=r"eval_coco_ap needs faster-coco-eval; pip install 'boxloop\[eval\]'"):
+        check_best_metric(config_of(*by_ap, "training.eval_strategy=steps"))
+
+
+def test_a_server_with_another_tokenizer_is_refused(checkpoint: Path) -> None:
+    limits = ServerLimits(
+        max_model_len=1, max_num_seqs=1, max_open_samples=1, max_images_per_sample=1, max_image_pixels=1,
+        max_body_bytes=1,
+    )  # fmt: skip
+    own = ServerInfo(
+        model="m", tokenizer_digest="0" * 64, engine="hf", limits=limits, capabilities=(), policy_version=None
+    )
+    with pytest.raises(ConfigError, match=r"http://a serves m with another tokenizer \(000000000000\)"):
+        check_server(own, "http://a", checkpoint)
+
+
+async def test_a_server_with_the_same_checkpoint_is_taken(serving, scripted, checkpoint: Path) -> None:
+    with serving(scripted()) as running:
+        async with running.client() as client:
+            info = ServerInfo.model_validate_json((await client.get("/info")).content)
+    assert len(info.tokenizer_digest) == 64
+    check_server(info, running.url, checkpoint)
