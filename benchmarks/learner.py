@@ -25,10 +25,12 @@ from benchmarks.reference.plain_step import PlainTrainer
 from benchmarks.training_pack import SIZES, made_up_pack, save_model
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.losses.terms import LossWeights
-from learner.model.load import LoadedModel, load_model, load_tokenizer
+from learner.model.batch import PackedBatch
+from learner.model.load import load_model, load_tokenizer
+from learner.model.loaded import LoadedModel
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
-from learner.packing.collate import PackedBatch, collate
+from learner.packing.collate import collate
 from learner.packing.packer import Pack
 from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals

@@ -27,7 +27,8 @@ from learner.objectives.objective import Objective
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepTotals
 from learner.plan.time_split import ServerActivity
-from learner.training.learner import LaidOutPack, Learner, PackReport, Update
+from learner.training.learner import LaidOutPack, Learner
+from learner.types import PackReport, Update
 
 MATCHING, STAGE2 = "custom.extra.rollout_matching", "custom.extra.stage2_ab"
 CYCLE = ("A", "A", "B")

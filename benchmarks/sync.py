@@ -29,7 +29,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measure import compared, print_measure
 from benchmarks.two_processes import free_port, servers, write_config
-from learner.model.load import LoadedModel, load_model
+from learner.model.load import load_model
+from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
 from learner.parts import publisher_for
 from learner.servers.weights import WeightChannel

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from learner.data.sample import EncodedImage, TrainingSample
 from learner.detection.record import GroundTruthObject
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.tiny import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, TinySizes, initialise, tiny_config
 from learner.model.tiny_tokenizer import tiny_tokenizer
 from learner.packing.packer import Pack
+from learner.types import EncodedImage, TrainingSample
 
 SIZES = {
     "small": TinySizes(

@@ -9,20 +9,15 @@ from rich.console import Console
 
 from learner.checkpoints.checkpoint import Checkpoints, set_aside_later
 from learner.checkpoints.start import start_of
+from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
 from learner.data.jsonl import Reading, RecordSource
-from learner.data.lengths import (
-    check_best_metric,
-    check_server,
-    check_servers_are_named,
-    check_validation_prompts,
-    without_long_records,
-)
-from learner.data.prompt import Encoder
+from learner.data.lengths import check_validation_prompts, without_long_records
 from learner.decoding.ahead import Decoder
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.evaluate import Evaluation, EvaluationPlan
+from learner.evaluation.scoring import check_best_metric
 from learner.model.load import load_model, load_tokenizer
 from learner.parts import (
     decoding_rules_for,
@@ -43,8 +38,8 @@ from learner.reporting.monitor import Monitor
 from learner.reporting.sinks import Sinks
 from learner.reporting.trackers import check_trackers, trackers_for
 from learner.run import Run
-from learner.servers.http import introduced, server_clients
-from learner.servers.rollouts import RolloutServer
+from learner.servers.http import check_servers_are_named, server_clients
+from learner.servers.rollouts import RolloutServer, check_server, introduced
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
 from learner.training.learner import Learner

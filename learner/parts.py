@@ -7,7 +7,6 @@ from functools import partial
 import torch
 
 from learner.data.jsonl import RecordSource
-from learner.data.sample import TrainingSample
 from learner.decoding.ahead import DecodingRules
 from learner.decoding.pool import LARGEST_REQUEST, RolloutPool, window_of
 from learner.decoding.replica import Restore
@@ -15,14 +14,13 @@ from learner.detection.matching import MatchingConfig
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.losses.terms import LossWeights
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.objectives.supervised import Supervised
 from learner.packing.pack_feed import GroupPacker
-from learner.packing.packer import Packer
-from learner.packing.policies import NoPacking, OnePack
+from learner.packing.packer import NoPacking, OnePack, Packer
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.run import Objectives
@@ -30,6 +28,7 @@ from learner.servers.rollouts import RolloutServer
 from learner.servers.weights import WeightChannel
 from learner.teacher import Teacher
 from learner.training.lane import ComputeLane
+from learner.types import TrainingSample
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights
 from learner.weight_sync.transports import TRANSPORTS

@@ -18,10 +18,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from learner.build import encoder_for, reading_for
 from learner.checkpoints.start import start_of
+from learner.data.encoding import Encoder
 from learner.data.jsonl import Reading, RecordSource
-from learner.data.lengths import check_best_metric, check_validation_prompts, most_tokens, without_long_records
-from learner.data.prompt import Encoder
+from learner.data.lengths import check_validation_prompts, most_tokens, without_long_records
 from learner.detection.vocabulary import CoordinateVocabulary
+from learner.evaluation.scoring import check_best_metric
 from learner.model.load import load_tokenizer
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import anyio
 
 from learner.checkpoints.checkpoint import Checkpoints
-from learner.data.prompt import Encoder
-from learner.data.sample import TrainingSample
+from learner.data.encoding import Encoder
 from learner.decoding.ahead import Decoder
 from learner.evaluation.evaluate import Evaluation
 from learner.objectives.objective import Objective
@@ -22,6 +21,7 @@ from learner.reporting.sinks import Sinks
 from learner.teacher import Teacher
 from learner.training.lane import ComputeLane
 from learner.training.learner import Learner
+from learner.types import TrainingSample
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,14 @@ from typing import TypeVar
 
 import anyio.to_thread
 
-from learner.data.prompt import Encoder
-from learner.data.sample import TrainingSample
+from learner.data.encoding import Encoder, encode_in_order
 from learner.decoding.ahead import Decoder
-from learner.decoding.requests import encode_in_order
 from learner.packing.pack_feed import GroupPacker, PackFeed
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepPlan
 from learner.reporting.step_report import StepReport
-from learner.servers.rollouts import LostSample
 from learner.teacher import Teacher
+from learner.types import LostSample, TrainingSample
 from shared.errors import ProtocolError
 from shared.streams import prefetched
 

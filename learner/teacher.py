@@ -2,22 +2,11 @@
 
 from dataclasses import dataclass
 
-from learner.data.sample import EncodedRecord, TrainingSample
-from learner.detection.matching import Match, MatchingConfig, match_objects
-from learner.detection.parsing import ParsedRollout, parse_rollout
+from learner.detection.matching import MatchingConfig, match_objects
+from learner.detection.parsing import parse_rollout
 from learner.detection.targets import TargetWeights, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.servers.rollouts import Rollout
-
-
-@dataclass(frozen=True)
-class LearnedRollout:
-    """A rollout with all that was made of it."""
-
-    rollout: Rollout
-    parsed: ParsedRollout
-    match: Match
-    sample: TrainingSample
+from learner.types import EncodedRecord, LearnedRollout, Rollout, TrainingSample
 
 
 @dataclass(frozen=True)

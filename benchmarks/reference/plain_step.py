@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from learner.packing.collate import PackedBatch
+from learner.model.batch import PackedBatch
 
 
 class PlainTrainer:

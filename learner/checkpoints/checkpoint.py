@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from learner.model.adapter_files import save_adapters
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import BandSums, Guard
 from learner.training.optim import StepOptimizer

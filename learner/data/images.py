@@ -9,15 +9,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from learner.data.sample import EncodedImage
 from learner.detection.image_size import UNREADABLE_IMAGE
 from learner.detection.record import Record
+from learner.types import EncodedImage, Grid
 from shared.errors import ConfigError, DataError
 
 LARGEST_FILE_PX = 100_000_000
 """Larger images are refused before a pixel of them is decoded."""
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,16 @@
 """Checks that a run makes before its first step: what never fits, and servers that would misunderstand us."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from learner.data.encoding import Encoder
 from learner.data.jsonl import RecordSource
-from learner.data.prompt import Encoder
 from learner.detection.record import Record
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary, coordinate_text
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
-from shared.extras import cure_for, is_installed
-from shared.wire import ServerInfo
 
 MAX_MODEL_LEN = "custom.extra.rollout_matching.vllm.max_model_len"
 SHORTEST_COORDINATE = len(coordinate_text(0))
@@ -91,33 +88,3 @@ def most_answer_tokens(record: Record) -> int:
     num_coordinates = sum(len(item.bins) for item in record.objects)
     num_bytes = len(answer_text(record.objects).encode())
     return num_bytes - num_coordinates * (SHORTEST_COORDINATE - 1) + 1
-
-
-def check_servers_are_named(config: Config) -> None:
-    """Raise ConfigError when a run that decodes has no server to ask."""
-    if config.decodes and not config.rollout.vllm.server.servers:
-        raise ConfigError(
-            "custom.extra.rollout_matching.vllm.server.servers: this run decodes answers and names no rollout server; "
-            "start one by `boxloop serve` and name it, or start the whole run by `boxloop up`"
-        )
-
-
-def check_best_metric(config: Config) -> None:
-    """Raise ConfigError when checkpoints are to be judged by a score whose package is not installed."""
-    name, training = config.training.metric_for_best_model, config.training
-    if training.eval_strategy != "no" and name.startswith("eval_coco_") and not is_installed("faster_coco_eval"):
-        raise ConfigError(
-            f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "
-            "by eval_rollout_f1"
-        )
-
-
-def check_server(info: ServerInfo, name: str, folder: Path) -> None:
-    """Raise ConfigError when a server's tokenizer is not the learner's."""
-    own = folder / "tokenizer.json"
-    digest = hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else ""
-    if digest and info.tokenizer_digest and digest != info.tokenizer_digest:
-        raise ConfigError(
-            f"model.model: {name} serves {info.model} with another tokenizer ({info.tokenizer_digest[:12]}) than "
-            f"{folder} ({digest[:12]}); start both from one checkpoint"
-        )

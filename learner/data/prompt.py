@@ -1,73 +1,19 @@
-"""From a record to the ids of its prompt: the learner owns the token space (docs/data.md)."""
+"""The chat that asks for an answer, and its built-in words."""
 
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
-
-from learner.data.images import Grid, ImageReader
-from learner.data.sample import EncodedRecord
-from learner.data.wording import SYSTEM_PROMPT, USER_PROMPT
-from learner.detection.record import Record
 from shared.errors import DataError
 
+SYSTEM_PROMPT = "You detect objects."
+USER_PROMPT = "Detect all objects in JSON, from top to bottom: desc, and bbox_2d as coordinate tokens from 0 to 999."
+"""What the model is asked when a configuration does not say.
+
+Coordinate tokens are named by their form only: a repetition penalty counts the prompt's tokens too and must not fall
+on real coordinates.
+"""
+
+
 IMAGE_PLACEHOLDER = "<|image_pad|>"
-
-
-class Encoder:
-    """Encodes records: reads the image, and puts as many placeholders into the prompt as it has tokens.
-
-    The prompt is the same for every record, so it is tokenised once. Up to `num_workers` records are encoded at a time,
-    each in a worker thread.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        images: ImageReader,
-        *,
-        system: str | None = None,
-        user_prompt: str | None = None,
-        num_workers: int = 1,
-    ) -> None:
-        """`system` and `user_prompt` replace the built-in texts; an empty `system` leaves the system turn out.
-
-        Raises DataError when the tokenizer has no chat template or renders the image as another number of
-        placeholders than one.
-        """
-        self._images = images
-        self._limiter = CapacityLimiter(max(1, num_workers))
-        text = chat_text(
-            tokenizer,
-            SYSTEM_PROMPT if system is None else system,
-            USER_PROMPT if user_prompt is None else user_prompt,
-        )
-        self.request_token_ids: tuple[int, ...] = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        self._placeholder: int = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
-        if self.request_token_ids.count(self._placeholder) != 1:
-            raise DataError(
-                f"the prompt must hold {IMAGE_PLACEHOLDER} once, but the chat template renders it as {text!r}; "
-                "use a checkpoint with Qwen3-VL's template, and leave placeholders out of the prompt's texts"
-            )
-
-    async def encode(self, record: Record) -> EncodedRecord:
-        """Encode a record in a worker thread. Raises DataError when its image cannot be used."""
-        return await to_thread.run_sync(self.encode_now, record, limiter=self._limiter)
-
-    def encode_now(self, record: Record) -> EncodedRecord:
-        """`encode`, in this thread."""
-        image = self._images.read(record)
-        return EncodedRecord(record, self.request_token_ids, self._expanded(image.grid), image)
-
-    def num_prompt_tokens(self, record: Record) -> int:
-        """Length of the expanded prompt, from the record's size alone: the image is not read."""
-        grid = self._images.grid_of(record.width, record.height)
-        return len(self.request_token_ids) - 1 + self._images.num_tokens(grid)
-
-    def _expanded(self, grid: Grid) -> tuple[int, ...]:
-        """The prompt with one placeholder a merged patch."""
-        place = self.request_token_ids.index(self._placeholder)
-        placeholders = (self._placeholder,) * self._images.num_tokens(grid)
-        return self.request_token_ids[:place] + placeholders + self.request_token_ids[place + 1 :]
 
 
 def chat_text(tokenizer: Any, system: str, user_prompt: str) -> str:

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from learner.data.prompt import Encoder
+from learner.data.encoding import Encoder, encode_in_order
 from learner.decoding.pool import RolloutPool
-from learner.decoding.requests import decode_requests, encode_in_order
+from learner.decoding.requests import decode_requests
 from learner.detection.record import Record
 from learner.plan.planner import Planner
 from learner.plan.schedule import decode_lags
 from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import LearnerActivity, RunAccount
 from learner.reporting.step_report import StepReport
-from learner.servers.rollouts import LostSample, Rollout, RolloutRequest
+from learner.types import LostSample, Rollout, RolloutRequest
 from learner.weight_sync.publisher import WeightPublisher
 from shared.errors import ProtocolError
 from shared.streams import prefetched, task_group

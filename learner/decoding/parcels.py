@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
-from learner.servers.rollouts import RolloutRequest
+from learner.types import RolloutRequest
 
 MAX_FAILURES = 4
 """A request that was under way when so many servers failed is suspected to be the reason, and is given up."""

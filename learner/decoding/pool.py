@@ -8,7 +8,8 @@ import anyio
 from learner.decoding.parcels import Parcels
 from learner.decoding.replica import Replica, Restore
 from learner.decoding.scheduler import Dispatch, Result
-from learner.servers.rollouts import RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutServer
+from learner.types import RolloutRequest
 from shared.streams import task_group
 from shared.wire import PolicyVersion, Sampling, ServerLimits
 

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 
 from learner.plan.time_split import ServerActivity
-from learner.servers.rollouts import RolloutRequest, RolloutServer, ServerBusy
+from learner.servers.http import ServerBusy
+from learner.servers.rollouts import RolloutServer
+from learner.types import RolloutRequest
 from shared.wire import PolicyVersion
 
 LOG = logging.getLogger(__name__)

@@ -1,40 +1,11 @@
 """From records to what is asked of the rollout servers."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from hashlib import blake2b
 
-import anyio
-
-from learner.data.prompt import Encoder
-from learner.data.sample import EncodedRecord
-from learner.detection.record import Record
-from learner.servers.rollouts import RolloutRequest
-from shared.streams import task_group
-
-MOST_ENCODED = 32
-"""Encoded records that wait for their turn: enough for every worker, few enough to hold their images."""
-
-
-async def encode_in_order(records: Sequence[Record], encoder: Encoder) -> AsyncGenerator[EncodedRecord, None]:
-    """Encode records side by side; each is handed on in its turn as soon as it is done, however slow the taker is."""
-
-    encoded: dict[int, EncodedRecord] = {}
-    done = [anyio.Event() for _ in records]
-
-    async def encode(place: int) -> None:
-        encoded[place] = await encoder.encode(records[place])
-        done[place].set()
-
-    async with task_group() as tasks:
-        for place in range(min(MOST_ENCODED, len(records))):
-            tasks.start_soon(encode, place)
-        for place in range(len(records)):
-            await done[place].wait()
-            yield encoded.pop(place)
-            if place + MOST_ENCODED < len(records):
-                tasks.start_soon(encode, place + MOST_ENCODED)
+from learner.types import EncodedRecord, RolloutRequest
 
 
 async def decode_requests(

@@ -13,7 +13,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from learner.decoding.parcels import MAX_FAILURES, Parcel, Parcels, Post
 from learner.decoding.replica import Replica, Restore
 from learner.decoding.under_way import OpenPost, UnderWay
-from learner.servers.rollouts import LostSample, Rollout, RolloutRequest, ServerBusy
+from learner.servers.http import ServerBusy
+from learner.types import LostSample, Rollout, RolloutRequest
 from shared.errors import ServerUnavailable, VersionConflict, WeightSyncFailed
 from shared.streams import task_group
 from shared.wire import PolicyVersion, Sampling

@@ -10,7 +10,7 @@ import anyio
 
 from learner.decoding.parcels import Post
 from learner.decoding.replica import Replica
-from learner.servers.rollouts import RolloutRequest
+from learner.types import RolloutRequest
 
 LATE = 1.5
 """An answer is late when it takes so many times the slowest of late of the server that could be asked instead."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from anyio import to_thread
 from rich.console import Console
 
-from learner.data.prompt import Encoder
+from learner.data.encoding import Encoder, encode_in_order
 from learner.decoding.pool import RolloutPool
-from learner.decoding.requests import decode_requests, encode_in_order
+from learner.decoding.requests import decode_requests
 from learner.detection.parsing import parse_rollout
 from learner.detection.prediction import Prediction
 from learner.detection.record import KINDS, Record
@@ -20,8 +20,8 @@ from learner.plan.progress import Progress
 from learner.plan.time_split import RunAccount
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
-from learner.servers.rollouts import LostSample, Rollout
 from learner.teacher import Teacher
+from learner.types import LostSample, Rollout
 from learner.weight_sync.publisher import WeightPublisher
 from shared.errors import ProtocolError
 from shared.streams import prefetched

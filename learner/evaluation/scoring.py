@@ -10,7 +10,9 @@ from learner.detection.quality import Quality, quality_of
 from learner.detection.record import Record
 from learner.evaluation.coco_ap import ClassPrecision, Precision, ScoredImage, average_precision
 from learner.reporting.tallies import Tallies
-from shared.extras import is_installed
+from shared.config.models import Config
+from shared.errors import ConfigError
+from shared.extras import cure_for, is_installed
 
 AGNOSTIC = ("ap", "ap50", "ar100")
 
@@ -118,3 +120,13 @@ def coco_metrics(by_desc: Precision | None, agnostic: Precision | None) -> dict[
     metrics = {f"eval_coco_{name}": value for name, value in by_desc.overall.items()} if by_desc else {}
     short = agnostic.overall if agnostic else {}
     return metrics | {f"eval_coco_agnostic_{name}": short[name] for name in AGNOSTIC if name in short}
+
+
+def check_best_metric(config: Config) -> None:
+    """Raise ConfigError when checkpoints are to be judged by a score whose package is not installed."""
+    name, training = config.training.metric_for_best_model, config.training
+    if training.eval_strategy != "no" and name.startswith("eval_coco_") and not is_installed("faster_coco_eval"):
+        raise ConfigError(
+            f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "
+            "by eval_rollout_f1"
+        )

@@ -8,11 +8,9 @@ from torch import Tensor
 from learner.detection.vocabulary import NUM_BINS
 from learner.losses.boxes import box_l1, giou_loss
 from learner.losses.coordinates import expected_coordinate, soft_ce, w1
+from learner.model.batch import PackedBatch
 from learner.model.head import TokenScores
-from learner.packing.collate import PackedBatch
-from learner.plan.step_plan import StepTotals
-
-NUM_CORNER_VALUES = 4
+from learner.plan.step_plan import NUM_CORNER_VALUES, StepTotals
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from learner.model.batch import PackedBatch
 from learner.model.chunked_head import ChunkedHead
-from learner.model.load import LoadedModel
-from learner.packing.collate import PackedBatch
+from learner.model.loaded import LoadedModel
 
 CHUNK_BYTES = 128 * 2**20
 """Most bytes of float32 logits that a head is called for at a time, where it has to be called."""

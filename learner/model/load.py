@@ -1,7 +1,5 @@
 """Loading a checkpoint for training: float32 masters of all that is trained, computed in the device's fast type."""
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,50 +7,17 @@ import torch
 from safetensors import SafetensorError
 
 from learner.model.adapter_files import load_adapters
-from learner.model.adapters import Adapters, adapters_for, add_adapters, hold_base_in
+from learner.model.adapters import adapters_for, add_adapters, hold_base_in
 from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
 from learner.model.freeze import freeze
+from learner.model.loaded import LoadedModel
 from learner.model.varlen import VARLEN_ATTENTION
-from learner.packing.collate import Layout
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EVERYTHING = TunerSection()
 """Train all weights."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A Qwen3-VL and what the code around it asks about it.
-
-    `model` is transformers' own module with its own parameter names, adapters injected in place if there are any;
-    trained weights are float32 whatever `compute_dtype` says. `name` is the checkpoint it came from, an absolute
-    directory or a hub id, and `folder` where that lies on this machine. `adapters` is None where training is full.
-    """
-
-    model: Any
-    name: str
-    folder: Path
-    device: torch.device
-    compute_dtype: torch.dtype
-    image_token_id: int
-    merge_size: int
-    adapters: Adapters | None = None
-
-    @property
-    def layout(self) -> Layout:
-        """Padded rows on a CPU, where attention over one long row costs more than padding does."""
-        return "rows" if self.device.type == "cpu" else "flat"
-
-    @property
-    def attn_impl(self) -> str:
-        """Name of the attention that transformers dispatches to."""
-        return str(self.model.config.text_config._attn_implementation)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Context in which matrix products run in `compute_dtype`."""
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
 
 def load_model(

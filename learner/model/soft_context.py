@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from learner.model.batch import PackedBatch
 from learner.model.forward import ImageFeatures, hidden_states
 from learner.model.head import coordinate_logits
-from learner.model.load import LoadedModel
-from learner.packing.collate import PackedBatch
+from learner.model.loaded import LoadedModel
 
 
 def soft_context(

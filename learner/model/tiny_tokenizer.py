@@ -13,8 +13,8 @@ from typing import Literal
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPT
 from learner.data.shapes import COLOURS, FORMS
-from learner.data.wording import SYSTEM_PROMPT, USER_PROMPT
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import NUM_BINS, coordinate_text

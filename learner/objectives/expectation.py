@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from learner.losses.terms import LossTerms
+from learner.model.batch import PackedBatch
 from learner.model.forward import embed, encode_images
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 from learner.model.soft_context import soft_context
 from learner.objectives.objective import LastPass
-from learner.packing.collate import PackedBatch
 from learner.plan.step_plan import StepTotals
 
 

@@ -6,10 +6,10 @@ from typing import Protocol
 from torch import Tensor
 
 from learner.losses.terms import LossTerms, LossWeights, loss_terms
+from learner.model.batch import PackedBatch
 from learner.model.forward import ImageFeatures, at_predictors, hidden_states
 from learner.model.head import token_scores
-from learner.model.load import LoadedModel
-from learner.packing.collate import PackedBatch
+from learner.model.loaded import LoadedModel
 from learner.plan.step_plan import StepTotals
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from learner.losses.terms import LossTerms
+from learner.model.batch import PackedBatch
 from learner.model.forward import embed, encode_images
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 from learner.objectives.objective import LastPass
-from learner.packing.collate import PackedBatch
 from learner.plan.step_plan import StepTotals
 
 

@@ -4,10 +4,8 @@ A vision tower derives this from the images' grids by looking at their values, a
 in the middle of the step. What it is given it does not derive.
 """
 
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import (
@@ -16,44 +14,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
+from learner.model.batch import PatchLayout
 from learner.model.varlen import VARLEN_ATTENTION
-
-
-@dataclass(frozen=True)
-class PatchLayout:
-    """The places of P patches, named as a vision tower's arguments."""
-
-    interp_indices: Tensor
-    """int64 [P, 4]: the learned positions around each patch"""
-    interp_weights: Tensor
-    """float32 [P, 4]: the share of each"""
-    position_ids: Tensor
-    """int64 [P, 2]: rows and columns"""
-    cu_seqlens: Tensor
-    """int32 [images + 1]: where images begin, and their end"""
-    max_seqlen: int
-    cut_on_host: bool
-    """whether the attention cuts images apart by the values of `cu_seqlens`, which then stays on the host"""
-
-    def to(self, device: torch.device) -> "PatchLayout":
-        """The same with its tensors where they are read."""
-        return replace(
-            self,
-            interp_indices=self.interp_indices.to(device, non_blocking=True),
-            interp_weights=self.interp_weights.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens if self.cut_on_host else self.cu_seqlens.to(device, non_blocking=True),
-        )
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the vision tower."""
-        return {
-            "interp_indices": self.interp_indices,
-            "interp_weights": self.interp_weights,
-            "position_ids": self.position_ids,
-            "cu_seqlens": self.cu_seqlens,
-            "max_seqlen": self.max_seqlen,
-        }
 
 
 def patch_layout(tower: Any, image_grid: Tensor) -> PatchLayout:

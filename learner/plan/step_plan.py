@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from learner.detection.record import Record
 from learner.plan.schedule import Channel
 
+NUM_CORNER_VALUES = 4
+"""Coordinates of a box: x1, y1, x2, y2."""
+
 
 @dataclass(frozen=True)
 class StepTotals:

@@ -9,7 +9,7 @@ from anyio import to_thread
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.step_report import StepRecord
-from learner.teacher import LearnedRollout
+from learner.types import LearnedRollout
 from shared.config.rollout import MonitorDumpSection
 
 

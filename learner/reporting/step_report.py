@@ -9,10 +9,8 @@ from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import Lap, LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.tallies import Tallies
-from learner.servers.rollouts import LostSample
-from learner.teacher import LearnedRollout
 from learner.training.lane import ComputeLane
-from learner.training.learner import PackReport, Update
+from learner.types import LearnedRollout, LostSample, PackReport, Update
 from shared.errors import BoxloopError
 
 

@@ -2,22 +2,23 @@
 
 import logging
 import os
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import anyio
 import httpx
 
-from learner.servers.rollouts import RolloutServer
+from shared.config.models import Config
 from shared.config.rollout import ServerSection
-from shared.errors import ServerNeverReady, ServerUnavailable
-from shared.wire import ServerInfo
+from shared.errors import BoxloopError, ConfigError, ProtocolError, ServerUnavailable, VersionConflict
+from shared.wire import ErrorBody
+
+PROBE_TIMEOUT_S = 5.0
+"""A probe is answered in constant time, however busy the server is."""
+
 
 LOG = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "BOXLOOP_TOKEN"
-ASK_AGAIN_S = 0.5
 
 
 @asynccontextmanager
@@ -40,27 +41,31 @@ async def server_clients(section: ServerSection) -> AsyncIterator[list[httpx.Asy
         ]
 
 
-async def introduced(servers: Sequence[RolloutServer], patience_s: float) -> list[ServerInfo]:
-    """What each server is. One that cannot be reached is asked again: it may be starting, or being restarted.
+class ServerBusy(ServerUnavailable):
+    """A server has as much as it takes; it says in how many seconds to ask again."""
 
-    Raises ServerNeverReady after `patience_s` seconds, ProtocolError for a server that speaks otherwise.
-    """
-    deadline = time.monotonic() + patience_s
-    return [await _introduced(server, deadline, patience_s) for server in servers]
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
-async def _introduced(server: RolloutServer, deadline: float, patience_s: float) -> ServerInfo:
-    told = False
-    while True:
-        try:
-            return await server.info()
-        except ServerUnavailable as error:
-            if time.monotonic() + ASK_AGAIN_S > deadline:
-                raise ServerNeverReady(
-                    f"{error}; it was asked for {patience_s:g} s (vllm.server.timeout_s). Start it by `boxloop serve`, "
-                    "or correct vllm.server.servers"
-                ) from error
-            if not told:
-                LOG.warning("%s; asking it again for up to %g s (vllm.server.timeout_s)", error, patience_s)
-            told = True
-        await anyio.sleep(ASK_AGAIN_S)
+def refusal(server: str, status: int, content: bytes) -> BoxloopError:
+    """Turn a refused request into the error it stands for."""
+    try:
+        body = ErrorBody.model_validate_json(content)
+    except ValueError:
+        return ProtocolError(f"{server} answered {status}: {content[:300]!r}")
+    if body.code == "policy_version":
+        return VersionConflict(f"{server} holds other weights: {body.message}")
+    if body.retryable:
+        return ServerUnavailable(f"{server} answered {status} {body.code}: {body.message}")
+    return ProtocolError(f"{server} answered {status} {body.code}: {body.message}")
+
+
+def check_servers_are_named(config: Config) -> None:
+    """Raise ConfigError when a run that decodes has no server to ask."""
+    if config.decodes and not config.rollout.vllm.server.servers:
+        raise ConfigError(
+            "custom.extra.rollout_matching.vllm.server.servers: this run decodes answers and names no rollout server; "
+            "start one by `boxloop serve` and name it, or start the whole run by `boxloop up`"
+        )

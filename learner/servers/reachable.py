@@ -6,9 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from learner.data.lengths import check_server
 from learner.servers.http import server_clients
-from learner.servers.rollouts import RolloutServer
+from learner.servers.rollouts import RolloutServer, check_server
 from learner.servers.weights import WeightChannel
 from shared.config.models import Config
 from shared.errors import BoxloopError

@@ -1,22 +1,31 @@
 """One rollout server, seen from the learner: typed requests out, finished rollouts in."""
 
+import hashlib
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from pathlib import Path
 
+import anyio
 import httpx
 
-from learner.data.sample import EncodedRecord
 from learner.plan.time_split import ServerActivity
+from learner.servers.http import PROBE_TIMEOUT_S, ServerBusy, refusal
 from learner.servers.stall import moving
+from learner.types import LostSample, Rollout, RolloutRequest
 from shared.accounting import TimeAccount
-from shared.errors import BoxloopError, PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
+from shared.errors import (
+    ConfigError,
+    PromptMismatch,
+    ProtocolError,
+    ServerNeverReady,
+    ServerUnavailable,
+)
 from shared.framing import decode_lines
 from shared.health import reasons
 from shared.wire import (
     WIRE_VERSION,
-    ErrorBody,
     HealthReport,
     InlineImage,
     PolicyVersion,
@@ -30,61 +39,8 @@ from shared.wire import (
     StreamSample,
 )
 
-PROBE_TIMEOUT_S = 5.0
-"""A probe is answered in constant time, however busy the server is."""
-
-
-@dataclass(frozen=True)
-class RolloutRequest:
-    """One answer to decode: an encoded record and the seed of its sampling.
-
-    `repeat` counts the earlier requests for the same record in one call.
-    """
-
-    encoded: EncodedRecord
-    seed: int
-    repeat: int = 0
-
-    @property
-    def uid(self) -> str:
-        """The record's id, made unique within a call."""
-        record_id = self.encoded.record.record_id
-        return f"{record_id}+{self.repeat}" if self.repeat else record_id
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One decoded answer. `token_logprobs` is as long as `token_ids` when asked for; times are seconds.
-
-    `arrived_at` is this process's monotonic clock at the moment the line came in, however late it is looked at.
-    """
-
-    request: RolloutRequest
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    policy_version: PolicyVersion | None
-    token_logprobs: tuple[float, ...] | None
-    queue_s: float
-    decode_s: float
-    arrived_at: float
-
-
-@dataclass(frozen=True)
-class LostSample:
-    """A request that no server could answer; it counts as zero in the loss."""
-
-    request: RolloutRequest
-    code: str
-    message: str
-    retryable: bool
-
-
-class ServerBusy(ServerUnavailable):
-    """A server has as much as it takes; it says in how many seconds to ask again."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+LOG = logging.getLogger(__name__)
+ASK_AGAIN_S = 0.5
 
 
 class RolloutServer:
@@ -197,19 +153,6 @@ class RolloutServer:
         raise error
 
 
-def refusal(server: str, status: int, content: bytes) -> BoxloopError:
-    """Turn a refused request into the error it stands for."""
-    try:
-        body = ErrorBody.model_validate_json(content)
-    except ValueError:
-        return ProtocolError(f"{server} answered {status}: {content[:300]!r}")
-    if body.code == "policy_version":
-        return VersionConflict(f"{server} holds other weights: {body.message}")
-    if body.retryable:
-        return ServerUnavailable(f"{server} answered {status} {body.code}: {body.message}")
-    return ProtocolError(f"{server} answered {status} {body.code}: {body.message}")
-
-
 def wire_sample(request: RolloutRequest) -> RolloutSample:
     """The request as it goes over the wire: unexpanded prompt ids and the image's own bytes."""
     encoded = request.encoded
@@ -240,3 +183,40 @@ def checked_rollout(request: RolloutRequest, line: StreamSample, server: str) ->
         decode_s=line.done_s - line.queue_s,
         arrived_at=time.monotonic(),
     )
+
+
+async def introduced(servers: Sequence[RolloutServer], patience_s: float) -> list[ServerInfo]:
+    """What each server is. One that cannot be reached is asked again: it may be starting, or being restarted.
+
+    Raises ServerNeverReady after `patience_s` seconds, ProtocolError for a server that speaks otherwise.
+    """
+    deadline = time.monotonic() + patience_s
+    return [await _introduced(server, deadline, patience_s) for server in servers]
+
+
+async def _introduced(server: RolloutServer, deadline: float, patience_s: float) -> ServerInfo:
+    told = False
+    while True:
+        try:
+            return await server.info()
+        except ServerUnavailable as error:
+            if time.monotonic() + ASK_AGAIN_S > deadline:
+                raise ServerNeverReady(
+                    f"{error}; it was asked for {patience_s:g} s (vllm.server.timeout_s). Start it by `boxloop serve`, "
+                    "or correct vllm.server.servers"
+                ) from error
+            if not told:
+                LOG.warning("%s; asking it again for up to %g s (vllm.server.timeout_s)", error, patience_s)
+            told = True
+        await anyio.sleep(ASK_AGAIN_S)
+
+
+def check_server(info: ServerInfo, name: str, folder: Path) -> None:
+    """Raise ConfigError when a server's tokenizer is not the learner's."""
+    own = folder / "tokenizer.json"
+    digest = hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else ""
+    if digest and info.tokenizer_digest and digest != info.tokenizer_digest:
+        raise ConfigError(
+            f"model.model: {name} serves {info.model} with another tokenizer ({info.tokenizer_digest[:12]}) than "
+            f"{folder} ({digest[:12]}); start both from one checkpoint"
+        )

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Mapping
 
 import httpx
 
-from learner.servers.rollouts import refusal
+from learner.servers.http import refusal
 from shared.errors import WeightSyncFailed
 from shared.wire import WeightCommit, WeightCommitted, WeightManifest, WeightRefused, WeightStatus
 

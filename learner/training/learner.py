@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from learner.data.sample import TrainingSample
-from learner.losses.terms import NUM_CORNER_VALUES
-from learner.model.load import LoadedModel
+from learner.model.batch import PackedBatch
+from learner.model.loaded import LoadedModel
 from learner.objectives.objective import Objective
-from learner.packing.collate import PackedBatch, collate
+from learner.packing.collate import collate
 from learner.packing.packer import Pack
 from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals
 from learner.training.optim import StepOptimizer
 from learner.training.stopwatch import Stopwatch
+from learner.types import PackReport, TrainingSample, Update
 from shared.errors import NonFiniteLoss
 
 
@@ -27,48 +27,6 @@ class LaidOutPack:
     num_tokens: int
     capacity: int
     collate_s: float
-
-
-@dataclass(frozen=True)
-class PackReport:
-    """What one pack held and how long it took. Its loss is in the step's `Update`, which is read once."""
-
-    record_ids: tuple[str, ...]
-    num_tokens: int
-    capacity: int
-    collate_s: float
-    forward_s: float
-    backward_s: float
-
-    @property
-    def num_targets(self) -> int:
-        return len(self.record_ids)
-
-
-@dataclass(frozen=True)
-class Update:
-    """The one optimizer step. `loss` is that of docs/numerics.md; the other terms are sums over the step.
-
-    `num_samples`, `num_boxes` and `num_slots` are what the cross-entropy, the box terms and the coordinate sums were
-    summed over: what was learned, not what was planned. The box terms are unweighted, `coord` is weighted. `grad_norm`
-    is taken before clipping.
-    """
-
-    loss: float
-    ce: float
-    bbox_l1: float
-    bbox_giou: float
-    coord: float
-    coord_mass: float
-    num_samples: int
-    num_boxes: int
-    grad_norm: float
-    learning_rate: float
-    optimizer_s: float
-
-    @property
-    def num_slots(self) -> int:
-        return NUM_CORNER_VALUES * self.num_boxes
 
 
 @dataclass(frozen=True)

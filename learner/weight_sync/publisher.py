@@ -12,7 +12,7 @@ from uuid import uuid4
 import anyio
 import torch
 
-from learner.servers.rollouts import PROBE_TIMEOUT_S
+from learner.servers.http import PROBE_TIMEOUT_S
 from learner.servers.weights import ServerAway, WeightChannel
 from learner.weight_sync.folder_lock import claimed
 from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.model.adapters import ADAPTER, adapted_layers, plain_name, row_norms
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Sibling modules that vLLM keeps as one matrix; it can only be replaced whole."""

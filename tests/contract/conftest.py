@@ -16,13 +16,15 @@ import httpx
 import pytest
 import yaml
 
+from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
-from learner.data.prompt import Encoder
 from learner.detection.record import Record
-from learner.model.load import LoadedModel, load_model, load_tokenizer
-from learner.servers.rollouts import Rollout, RolloutRequest, RolloutServer
+from learner.model.load import load_model, load_tokenizer
+from learner.model.loaded import LoadedModel
+from learner.servers.rollouts import RolloutServer
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
+from learner.types import Rollout, RolloutRequest
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights
 from learner.weight_sync.transports import FileTransport, HttpTransport, WeightTransport

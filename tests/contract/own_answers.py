@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from learner.model.load import LoadedModel
-from learner.servers.rollouts import RolloutRequest
+from learner.model.loaded import LoadedModel
+from learner.types import RolloutRequest
 from shared.wire import Sampling
 
 LOGIT_TIE = 1e-5

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from learner.servers.rollouts import LostSample, RolloutServer
+from learner.servers.rollouts import RolloutServer
+from learner.types import LostSample
 
 pytestmark = pytest.mark.slow
 

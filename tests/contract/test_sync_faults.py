@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 from learner.servers.rollouts import RolloutServer
 from learner.weight_sync.snapshot import full_weights
 from learner.weight_sync.transports import WeightUpdate, write_update

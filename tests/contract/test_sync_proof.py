@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from learner.model.load import LoadedModel
+from learner.model.loaded import LoadedModel
 from shared.wire import Sampling
 from tests.contract.own_answers import Learner, assert_same
 

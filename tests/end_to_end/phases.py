@@ -11,7 +11,7 @@ import learner.checkpoints.checkpoint
 import learner.evaluation.evaluate
 import learner.servers.rollouts
 from learner.checkpoints.checkpoint import Checkpoints
-from learner.data.prompt import Encoder
+from learner.data.encoding import Encoder
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.servers.weights import WeightChannel
 from learner.training.learner import Learner

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import yaml
 
-from learner.data.sample import EncodedImage, TrainingSample
 from learner.detection.record import GroundTruthObject, Record, read_records
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepTotals
+from learner.types import EncodedImage, TrainingSample
 from shared.config.load import load_config
 from shared.config.models import Config
 from shared.config.training import TunerSection
@@ -28,10 +28,10 @@ from shared.config.training import TunerSection
 if TYPE_CHECKING:
     import torch
 
-    from learner.data.prompt import Encoder
-    from learner.model.load import LoadedModel
+    from learner.data.encoding import Encoder
+    from learner.model.loaded import LoadedModel
     from learner.run import Run
-    from learner.servers.rollouts import RolloutRequest
+    from learner.types import RolloutRequest
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
@@ -124,8 +124,8 @@ def step_totals_of() -> Callable[..., StepTotals]:
 @pytest.fixture(scope="session")
 def encoder(checkpoint: Path) -> Encoder:
     """The encoder of the checkpoint that test servers serve."""
+    from learner.data.encoding import Encoder
     from learner.data.images import ImageReader
-    from learner.data.prompt import Encoder
     from learner.model.load import load_tokenizer
 
     return Encoder(
@@ -136,7 +136,7 @@ def encoder(checkpoint: Path) -> Encoder:
 @pytest.fixture
 def requests_of(encoder: Encoder, image: Callable[..., bytes], tmp_path: Path) -> Callable[[int], list[RolloutRequest]]:
     """Make requests for images of noise, `data:1` and on, each with one object."""
-    from learner.servers.rollouts import RolloutRequest
+    from learner.types import RolloutRequest
 
     def make(count: int) -> list[RolloutRequest]:
         requests = []

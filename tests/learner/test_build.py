@@ -15,9 +15,7 @@ import torch
 from PIL import Image
 
 from learner.build import encoder_for, reading_for
-from learner.data.prompt import Encoder
-from learner.data.sample import EncodedRecord
-from learner.decoding.requests import encode_in_order
+from learner.data.encoding import Encoder, encode_in_order
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
@@ -25,6 +23,7 @@ from learner.plan.schedule import Channel
 from learner.run import Run
 from learner.servers.rollouts import RolloutServer
 from learner.train import train
+from learner.types import EncodedRecord
 from shared.config.models import Config
 from shared.errors import ConfigError
 

@@ -13,8 +13,7 @@ from learner.losses.terms import LossWeights
 from learner.model.load import load_model, load_tokenizer
 from learner.objectives.expectation import Expectation
 from learner.objectives.rollout_matching import RolloutMatching
-from learner.packing.packer import Packer
-from learner.packing.policies import NoPacking, OnePack
+from learner.packing.packer import NoPacking, OnePack, Packer
 from learner.parts import (
     matching_for,
     objectives_for,

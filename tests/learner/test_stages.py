@@ -13,8 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from learner.data.prompt import Encoder
-from learner.data.sample import EncodedRecord, TrainingSample
+from learner.data.encoding import Encoder
 from learner.decoding.ahead import Decoder, DecodingRules
 from learner.decoding.pool import RolloutPool
 from learner.decoding.requests import decode_requests, sampling_seed
@@ -23,18 +22,17 @@ from learner.detection.record import Record
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
-from learner.packing.packer import Pack, Packer
-from learner.packing.policies import NoPacking, OnePack
+from learner.packing.packer import NoPacking, OnePack, Pack, Packer
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
 from learner.plan.time_split import LearnerActivity, RunAccount
 from learner.reporting.step_report import StepReport
-from learner.servers.rollouts import RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutServer
 from learner.stages import GroupPacker, TargetsOf, ground_truth_targets, packed, rollout_targets
 from learner.teacher import Teacher
 from learner.training.lane import ComputeLane
-from learner.training.learner import Update
+from learner.types import EncodedRecord, RolloutRequest, TrainingSample, Update
 from shared.accounting import TimeAccount
 from shared.errors import DataError, ServerUnavailable
 from shared.wire import Sampling

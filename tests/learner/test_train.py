@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 
 from learner.build import open_run
-from learner.data.sample import TrainingSample
-from learner.packing.policies import NoPacking
+from learner.packing.packer import NoPacking
 from learner.plan.time_split import LearnerActivity, ServerActivity
 from learner.reporting.collapse_guard import RunLeftItsBands
 from learner.reporting.step_report import RecordsMiscounted
 from learner.run import Run
 from learner.train import train
+from learner.types import TrainingSample
 from learner.weight_sync.snapshot import full_weights
 from shared.config.models import Config
 from shared.errors import ConfigError, NonFiniteLoss, ProtocolError, ServerUnavailable, WeightSyncFailed

@@ -13,7 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from learner.checkpoints.checkpoint import Checkpoints, latest_checkpoint, read_state
 from learner.checkpoints.start import Start, start_of
 from learner.losses.terms import LossWeights
-from learner.model.load import LoadedModel, load_model
+from learner.model.load import load_model
+from learner.model.loaded import LoadedModel
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.plan.progress import Progress

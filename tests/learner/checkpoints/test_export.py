@@ -13,11 +13,12 @@ from transformers import AutoModelForImageTextToText
 
 from learner.checkpoints.checkpoint import Checkpoints
 from learner.checkpoints.export import export, main
-from learner.model.load import LoadedModel, load_model, load_tokenizer
+from learner.model.load import load_model, load_tokenizer
+from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import Guard
-from learner.servers.rollouts import RolloutRequest
 from learner.training.optim import StepOptimizer
+from learner.types import RolloutRequest
 from rollout_server.engines.base import EngineAnswer, EngineRequest
 from rollout_server.launch import build_engine
 from rollout_server.settings import ServerSettings, limits_for

@@ -7,21 +7,21 @@ from types import SimpleNamespace
 import orjson
 import pytest
 
+from learner.data.encoding import Encoder
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.lengths import (
     MAX_MODEL_LEN,
-    check_best_metric,
-    check_server,
     check_validation_prompts,
     most_answer_tokens,
     most_tokens,
     without_long_records,
 )
-from learner.data.prompt import Encoder
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
+from learner.evaluation.scoring import check_best_metric
 from learner.model.load import load_tokenizer
+from learner.servers.rollouts import check_server
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError
 from shared.wire import ServerInfo, ServerLimits

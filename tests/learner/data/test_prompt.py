@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
-from learner.data.prompt import Encoder
-from learner.data.wording import SYSTEM_PROMPT, USER_PROMPT
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPT
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.data.prompt import Encoder
+from learner.data.encoding import Encoder
 from learner.model.load import load_tokenizer
 from shared.wire import Sampling
 

@@ -11,8 +11,8 @@ import pytest
 
 from learner.decoding.ahead import DecodingRules, check_version
 from learner.run import Run
-from learner.servers.rollouts import Rollout, RolloutRequest
 from learner.train import train
+from learner.types import Rollout, RolloutRequest
 from shared.errors import ProtocolError, ServerUnavailable
 from shared.wire import PolicyVersion
 

@@ -18,9 +18,9 @@ import orjson
 import pytest
 import yaml
 
-from learner.data.sample import EncodedRecord
 from learner.decoding.pool import RolloutPool
-from learner.servers.rollouts import LostSample, Rollout, RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutServer
+from learner.types import EncodedRecord, LostSample, Rollout, RolloutRequest
 from rollout_server.settings import limits_for
 from shared.errors import PromptMismatch, ProtocolError, ServerUnavailable
 from shared.wire import PolicyVersion, Sampling

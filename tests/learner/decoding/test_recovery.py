@@ -16,8 +16,8 @@ from learner.decoding.parcels import MAX_FAILURES
 from learner.decoding.pool import RolloutPool
 from learner.decoding.scheduler import Result
 from learner.plan.time_split import ServerActivity
-from learner.servers.http import introduced
-from learner.servers.rollouts import LostSample, Rollout, RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutServer, introduced
+from learner.types import LostSample, Rollout, RolloutRequest
 from rollout_server.settings import limits_for
 from shared.errors import ServerNeverReady, ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, RolloutBatch, Sampling, WeightCommit, WeightManifest

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from learner.decoding.pool import RolloutPool, window_of
-from learner.servers.rollouts import RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutServer
+from learner.types import RolloutRequest
 from rollout_server.settings import limits_for
 from shared.errors import ServerUnavailable
 from shared.wire import Sampling

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from learner.decoding.parcels import MAX_FAILURES, Parcels, Post
-from learner.servers.rollouts import RolloutRequest
+from learner.types import RolloutRequest
 
 RequestsOf = Callable[[int], list[RolloutRequest]]
 

@@ -6,11 +6,10 @@ from math import log
 import numpy as np
 import pytest
 
-from learner.data.sample import EncodedImage, EncodedRecord
 from learner.detection.prediction import Prediction
 from learner.detection.record import Record
 from learner.evaluation.evaluate import score_of
-from learner.servers.rollouts import Rollout, RolloutRequest
+from learner.types import EncodedImage, EncodedRecord, Rollout, RolloutRequest
 from shared.errors import ProtocolError
 
 

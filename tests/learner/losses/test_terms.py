@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from learner.losses.terms import LossTerms, LossWeights, loss_terms
+from learner.model.batch import PackedBatch
 from learner.model.head import TokenScores
-from learner.packing.collate import PackedBatch
 from learner.plan.step_plan import StepTotals
 
 NUM_WORDS = 24

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from learner.losses.terms import LossWeights
 from learner.model.adapters import adapted_layers
 from learner.model.freeze import part_of
-from learner.model.load import LoadedModel, load_model
+from learner.model.load import load_model
+from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.model.batch import Layout
 from learner.model.forward import at_predictors, embed, encode_images, hidden_states
 from learner.model.head import logits
-from learner.packing.collate import Layout, collate
+from learner.packing.collate import collate
 
 NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 ATTENTIONS = [

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.model import chunked_head
 from learner.model import head as head_module
+from learner.model.batch import PackedBatch
 from learner.model.head import TokenScores, bare_head, coordinate_logits, logits, token_scores
-from learner.packing.collate import PackedBatch, collate
+from learner.packing.collate import collate
 
 HIDDEN = 128
 

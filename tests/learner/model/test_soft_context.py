@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.model.batch import PackedBatch
 from learner.model.forward import embed, encode_images
 from learner.model.soft_context import soft_context
-from learner.packing.collate import PackedBatch, collate
+from learner.packing.collate import collate
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from learner.losses.terms import LossWeights
 from learner.model import varlen
+from learner.model.batch import Layout
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
-from learner.packing.collate import Layout, collate
+from learner.packing.collate import collate
 from shared.errors import ConfigError
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from learner.losses.terms import LossWeights
+from learner.model.batch import Layout
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
-from learner.packing.collate import Layout, collate
+from learner.packing.collate import collate
 from learner.packing.patches import patch_layout
 
 META = torch.device("meta")

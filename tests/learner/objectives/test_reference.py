@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learner.losses.terms import LossWeights
+from learner.model.batch import Layout
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass, Objective
 from learner.objectives.rollout_matching import RolloutMatching
 from learner.objectives.supervised import Supervised
-from learner.packing.collate import Layout, collate
+from learner.packing.collate import collate
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
 from shared.config.training import TrainingSection, TunerSection

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.losses.terms import LossWeights
 from learner.model import chunked_head
+from learner.model.batch import Layout, PackedBatch
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
-from learner.packing.collate import Layout, PackedBatch, collate
+from learner.packing.collate import collate
 
 NUM_PASSES = 3
 LAST = NUM_PASSES

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.packing.collate import Layout, PackedBatch, collate, rope_positions
+from learner.model.batch import Layout, PackedBatch
+from learner.packing.collate import collate, rope_positions
 from shared.errors import DataError
 
 IMAGE = 9

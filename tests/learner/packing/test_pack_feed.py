@@ -8,8 +8,7 @@ import anyio
 import pytest
 
 from learner.packing.pack_feed import LINGER_S, PackFeed
-from learner.packing.packer import MOST_PACKS_WAITING, Packer
-from learner.packing.policies import NoPacking, OnePack
+from learner.packing.packer import MOST_PACKS_WAITING, NoPacking, OnePack, Packer
 from shared.streams import prefetched
 
 LATER_S = 10 * LINGER_S

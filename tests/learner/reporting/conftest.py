@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.data.sample import EncodedImage, EncodedRecord
 from learner.detection.matching import MatchingConfig
 from learner.detection.record import GroundTruthObject, Record
 from learner.detection.targets import TargetWeights
@@ -14,8 +13,8 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
-from learner.servers.rollouts import Rollout, RolloutRequest
-from learner.teacher import LearnedRollout, Teacher
+from learner.teacher import Teacher
+from learner.types import EncodedImage, EncodedRecord, LearnedRollout, Rollout, RolloutRequest
 from shared.wire import PolicyVersion
 
 LearnedOf = Callable[..., LearnedRollout]

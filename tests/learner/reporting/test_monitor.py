@@ -14,7 +14,7 @@ from learner.plan.schedule import Channel
 from learner.reporting.monitor import Monitor
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
-from learner.teacher import LearnedRollout
+from learner.types import LearnedRollout
 from shared.config.rollout import MonitorDumpSection
 
 CAT, DOG = (

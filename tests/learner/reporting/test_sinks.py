@@ -14,8 +14,7 @@ from learner.plan.schedule import Channel
 from learner.reporting.sinks import Sinks, console_line
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
-from learner.servers.rollouts import LostSample
-from learner.teacher import LearnedRollout
+from learner.types import LearnedRollout, LostSample
 
 
 def finished(step: int, channel: Channel = Channel.A, lost: tuple[LostSample, ...] = ()) -> StepRecord:

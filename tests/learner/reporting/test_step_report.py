@@ -14,10 +14,8 @@ from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.step_report import RecordsMiscounted, StepRecord, StepReport
 from learner.reporting.tallies import Tallies
-from learner.servers.rollouts import LostSample
-from learner.teacher import LearnedRollout
 from learner.training.lane import ComputeLane
-from learner.training.learner import PackReport, Update
+from learner.types import LearnedRollout, LostSample, PackReport, Update
 from shared.accounting import TimeAccount
 from shared.metrics import metric_named
 

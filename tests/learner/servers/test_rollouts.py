@@ -10,8 +10,9 @@ import anyio
 import httpx
 import pytest
 
-from learner.servers.rollouts import LostSample, Rollout, RolloutRequest, RolloutServer
+from learner.servers.rollouts import RolloutServer
 from learner.servers.stall import moving
+from learner.types import LostSample, Rollout, RolloutRequest
 from shared.errors import PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
 from shared.framing import AnyLine, encode_line
 from shared.wire import PolicyVersion, Sampling, StreamFooter, StreamHeader, StreamHeartbeat, StreamSample

@@ -10,7 +10,8 @@ import httpx
 import pytest
 import torch
 
-from learner.model.load import LoadedModel, load_model
+from learner.model.load import load_model
+from learner.model.loaded import LoadedModel
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Snapshots, WeightPublisher

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from learner.model.adapters import adapted_layers
-from learner.model.load import LoadedModel, load_model
+from learner.model.load import load_model
+from learner.model.loaded import LoadedModel
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights, with_fused_siblings
 from learner.weight_sync.transports import WEIGHTS_FILE, FileTransport

@@ -1,0 +1,94 @@
+"""From a record to the ids of its prompt: the learner owns the token space (docs/data.md)."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from learner.data.images import ImageReader
+from learner.data.prompt import IMAGE_PLACEHOLDER, SYSTEM_PROMPT, USER_PROMPT, chat_text
+from learner.detection.record import Record
+from learner.types import EncodedRecord, Grid
+from shared.errors import DataError
+from shared.streams import task_group
+
+MOST_ENCODED = 32
+"""Encoded records that wait for their turn: enough for every worker, few enough to hold their images."""
+
+
+class Encoder:
+    """Encodes records: reads the image, and puts as many placeholders into the prompt as it has tokens.
+
+    The prompt is the same for every record, so it is tokenised once. Up to `num_workers` records are encoded at a time,
+    each in a worker thread.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        images: ImageReader,
+        *,
+        system: str | None = None,
+        user_prompt: str | None = None,
+        num_workers: int = 1,
+    ) -> None:
+        """`system` and `user_prompt` replace the built-in texts; an empty `system` leaves the system turn out.
+
+        Raises DataError when the tokenizer has no chat template or renders the image as another number of
+        placeholders than one.
+        """
+        self._images = images
+        self._limiter = CapacityLimiter(max(1, num_workers))
+        text = chat_text(
+            tokenizer,
+            SYSTEM_PROMPT if system is None else system,
+            USER_PROMPT if user_prompt is None else user_prompt,
+        )
+        self.request_token_ids: tuple[int, ...] = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._placeholder: int = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+        if self.request_token_ids.count(self._placeholder) != 1:
+            raise DataError(
+                f"the prompt must hold {IMAGE_PLACEHOLDER} once, but the chat template renders it as {text!r}; "
+                "use a checkpoint with Qwen3-VL's template, and leave placeholders out of the prompt's texts"
+            )
+
+    async def encode(self, record: Record) -> EncodedRecord:
+        """Encode a record in a worker thread. Raises DataError when its image cannot be used."""
+        return await to_thread.run_sync(self.encode_now, record, limiter=self._limiter)
+
+    def encode_now(self, record: Record) -> EncodedRecord:
+        """`encode`, in this thread."""
+        image = self._images.read(record)
+        return EncodedRecord(record, self.request_token_ids, self._expanded(image.grid), image)
+
+    def num_prompt_tokens(self, record: Record) -> int:
+        """Length of the expanded prompt, from the record's size alone: the image is not read."""
+        grid = self._images.grid_of(record.width, record.height)
+        return len(self.request_token_ids) - 1 + self._images.num_tokens(grid)
+
+    def _expanded(self, grid: Grid) -> tuple[int, ...]:
+        """The prompt with one placeholder a merged patch."""
+        place = self.request_token_ids.index(self._placeholder)
+        placeholders = (self._placeholder,) * self._images.num_tokens(grid)
+        return self.request_token_ids[:place] + placeholders + self.request_token_ids[place + 1 :]
+
+
+async def encode_in_order(records: Sequence[Record], encoder: Encoder) -> AsyncGenerator[EncodedRecord, None]:
+    """Encode records side by side; each is handed on in its turn as soon as it is done, however slow the taker is."""
+
+    encoded: dict[int, EncodedRecord] = {}
+    done = [anyio.Event() for _ in records]
+
+    async def encode(place: int) -> None:
+        encoded[place] = await encoder.encode(records[place])
+        done[place].set()
+
+    async with task_group() as tasks:
+        for place in range(min(MOST_ENCODED, len(records))):
+            tasks.start_soon(encode, place)
+        for place in range(len(records)):
+            await done[place].wait()
+            yield encoded.pop(place)
+            if place + MOST_ENCODED < len(records):
+                tasks.start_soon(encode, place + MOST_ENCODED)

@@ -1,0 +1,150 @@
+"""What travels through a learner, from a record to an optimizer step. No torch: a step is planned without tensors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.detection.matching import Match
+from learner.detection.parsing import ParsedRollout
+from learner.detection.record import Record
+from learner.detection.targets import Target
+from learner.plan.step_plan import NUM_CORNER_VALUES
+from shared.wire import PolicyVersion
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image, oriented and resized to a size that both processes' processors leave as it is.
+
+    `pixel_values` is float32 [num_patches, patch_dim] as the vision tower takes it, `grid` is (t, h, w) in patches,
+    `png` is the same image as a losslessly encoded file, which is what a rollout server is sent.
+    """
+
+    pixel_values: NDArray[np.float32]
+    grid: tuple[int, int, int]
+    png: bytes
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """A record with its prompt in ids.
+
+    `request_token_ids` holds one image placeholder (what a server is sent), `prompt_token_ids` holds the expanded ones.
+    """
+
+    record: Record
+    request_token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    image: EncodedImage
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A target with the image it talks about: what packs are made of."""
+
+    target: Target
+    image: EncodedImage
+
+    @property
+    def num_tokens(self) -> int:
+        return self.target.num_tokens
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One answer to decode: an encoded record and the seed of its sampling.
+
+    `repeat` counts the earlier requests for the same record in one call.
+    """
+
+    encoded: EncodedRecord
+    seed: int
+    repeat: int = 0
+
+    @property
+    def uid(self) -> str:
+        """The record's id, made unique within a call."""
+        record_id = self.encoded.record.record_id
+        return f"{record_id}+{self.repeat}" if self.repeat else record_id
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One decoded answer. `token_logprobs` is as long as `token_ids` when asked for; times are seconds.
+
+    `arrived_at` is this process's monotonic clock at the moment the line came in, however late it is looked at.
+    """
+
+    request: RolloutRequest
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    policy_version: PolicyVersion | None
+    token_logprobs: tuple[float, ...] | None
+    queue_s: float
+    decode_s: float
+    arrived_at: float
+
+
+@dataclass(frozen=True)
+class LostSample:
+    """A request that no server could answer; it counts as zero in the loss."""
+
+    request: RolloutRequest
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True)
+class LearnedRollout:
+    """A rollout with all that was made of it."""
+
+    rollout: Rollout
+    parsed: ParsedRollout
+    match: Match
+    sample: TrainingSample
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What one pack held and how long it took. Its loss is in the step's `Update`, which is read once."""
+
+    record_ids: tuple[str, ...]
+    num_tokens: int
+    capacity: int
+    collate_s: float
+    forward_s: float
+    backward_s: float
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.record_ids)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The one optimizer step. `loss` is that of docs/numerics.md; the other terms are sums over the step.
+
+    `num_samples`, `num_boxes` and `num_slots` are what the cross-entropy, the box terms and the coordinate sums were
+    summed over: what was learned, not what was planned. The box terms are unweighted, `coord` is weighted. `grad_norm`
+    is taken before clipping.
+    """
+
+    loss: float
+    ce: float
+    bbox_l1: float
+    bbox_giou: float
+    coord: float
+    coord_mass: float
+    num_samples: int
+    num_boxes: int
+    grad_norm: float
+    learning_rate: float
+    optimizer_s: float
+
+    @property
+    def num_slots(self) -> int:
+        return NUM_CORNER_VALUES * self.num_boxes
