@@ -28,7 +28,7 @@ from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepTotals
 from learner.plan.time_split import ServerActivity
 from learner.training.learner import LaidOutPack, Learner
-from learner.types import PackReport, Update
+from learner.types import LearnedPack, StepResult
 
 MATCHING, STAGE2 = "custom.extra.rollout_matching", "custom.extra.stage2_ab"
 CYCLE = ("A", "A", "B")
@@ -78,13 +78,13 @@ class PatientLearner:
     def __init__(self, learner: Learner) -> None:
         self.loaded, self.lay_out = learner.loaded, learner.lay_out
 
-    def accumulate(self, pack: LaidOutPack, objective: Objective, totals: StepTotals) -> PackReport:
+    def accumulate(self, pack: LaidOutPack, objective: Objective, totals: StepTotals) -> LearnedPack:
         seconds = pack.batch.num_samples * LEARNING_S / SCALE / (len(CYCLE) * NUM_ANSWERS)
         time.sleep(seconds)
-        return PackReport(pack.batch.record_ids, pack.num_tokens, pack.capacity, pack.collate_s, seconds, 0.0)
+        return LearnedPack(pack.batch.record_ids, pack.num_tokens, pack.capacity, pack.collate_s, seconds, 0.0)
 
-    def update(self) -> Update:
-        return Update(*[0.0] * 6, num_samples=1, num_boxes=1, grad_norm=0.0, learning_rate=0.0, optimizer_s=0.0)
+    def update(self) -> StepResult:
+        return StepResult(*[0.0] * 6, num_samples=1, num_boxes=1, grad_norm=0.0, learning_rate=0.0, optimizer_s=0.0)
 
 
 def config_of(folder: Path, backend: str, num_cycles: int, num_objects: int, **sizes: int) -> Path:

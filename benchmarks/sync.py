@@ -105,7 +105,7 @@ class Bench:
             num_bytes = publish().sent_bytes
             (file,) = self.root.glob(f"*-{mode}/{WEIGHTS_FILE}")
             tensor_bytes = num_bytes - _header_bytes(file)
-            with self.moving(num_bytes, transport) as baselines:
+            with self.watch_progress(num_bytes, transport) as baselines:
                 results = {name: compared(publish, move, runs) for name, move in baselines.items()}
         for baseline, result in results.items():
             print_measure(
@@ -123,7 +123,7 @@ class Bench:
         return tensor_bytes
 
     @contextmanager
-    def moving(self, num_bytes: int, transport: Transport) -> Iterator[dict[str, Callable[[], object]]]:
+    def watch_progress(self, num_bytes: int, transport: Transport) -> Iterator[dict[str, Callable[[], object]]]:
         """The baselines by name: functions that move so many bytes once."""
         data = os.urandom(num_bytes)
         if transport == "file":

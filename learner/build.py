@@ -39,7 +39,7 @@ from learner.reporting.sinks import Sinks
 from learner.reporting.trackers import check_trackers, trackers_for
 from learner.run import Run
 from learner.servers.http import check_servers_are_named, server_clients
-from learner.servers.rollouts import RolloutServer, check_server, introduced
+from learner.servers.rollouts import RolloutServer, check_server, introduce
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
 from learner.training.learner import Learner
@@ -111,7 +111,7 @@ async def _wired(config: Config, console: Console, folder: Path, metrics: Metric
         clients = await stack.enter_async_context(server_clients(config.rollout.vllm.server))
         section = config.rollout.vllm.server
         servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
-        infos = await introduced(servers, section.timeout_s)
+        infos = await introduce(servers, section.timeout_s)
         for server, info in zip(servers, infos, strict=True):
             check_server(info, server.name, loaded.folder)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]

@@ -6,7 +6,7 @@ from learner.detection.matching import MatchingConfig, match_objects
 from learner.detection.parsing import parse_rollout
 from learner.detection.targets import TargetWeights, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.types import EncodedRecord, LearnedRollout, Rollout, TrainingSample
+from learner.types import EncodedRecord, Rollout, TaughtRollout, TrainingSample
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Teacher:
         )
         return TrainingSample(target, encoded.image)
 
-    def rollout(self, rollout: Rollout) -> LearnedRollout:
+    def rollout(self, rollout: Rollout) -> TaughtRollout:
         """The model's own answer, parsed and matched, with every object it missed appended."""
         encoded = rollout.request.encoded
         objects = encoded.record.objects
@@ -41,4 +41,4 @@ class Teacher:
             capacity=self.capacity,
             weights=self.weights,
         )
-        return LearnedRollout(rollout, parsed, match, TrainingSample(target, encoded.image))
+        return TaughtRollout(rollout, parsed, match, TrainingSample(target, encoded.image))

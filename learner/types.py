@@ -99,7 +99,7 @@ class LostSample:
 
 
 @dataclass(frozen=True)
-class LearnedRollout:
+class TaughtRollout:
     """A rollout with all that was made of it."""
 
     rollout: Rollout
@@ -109,8 +109,8 @@ class LearnedRollout:
 
 
 @dataclass(frozen=True)
-class PackReport:
-    """What one pack held and how long it took. Its loss is in the step's `Update`, which is read once."""
+class LearnedPack:
+    """What one pack held and how long it took. Its loss is in the step's `StepResult`, which is read once."""
 
     record_ids: tuple[str, ...]
     num_tokens: int
@@ -125,7 +125,7 @@ class PackReport:
 
 
 @dataclass(frozen=True)
-class Update:
+class StepResult:
     """The one optimizer step. `loss` is that of docs/numerics.md; the other terms are sums over the step.
 
     `num_samples`, `num_boxes` and `num_slots` are what the cross-entropy, the box terms and the coordinate sums were

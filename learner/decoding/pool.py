@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collec
 
 import anyio
 
-from learner.decoding.parcels import Parcels
 from learner.decoding.replica import Replica, Restore
-from learner.decoding.scheduler import Dispatch, Result
+from learner.decoding.scheduler import Result, Scheduler
+from learner.decoding.work_queue import WorkQueue
 from learner.servers.rollouts import RolloutServer
 from learner.types import RolloutRequest
 from shared.streams import task_group
@@ -74,10 +74,10 @@ class RolloutPool:
         ServerUnavailable when no server can serve.
         """
         sender, receiver = anyio.create_memory_object_stream[Result](max_buffer_size=math.inf)
-        parcels = Parcels(self._samples_per_request, self._fixed_batches)
-        dispatch = Dispatch(
+        queue = WorkQueue(self._samples_per_request, self._fixed_batches)
+        scheduler = Scheduler(
             self._replicas,
-            parcels,
+            queue,
             sampling or self._sampling,
             version,
             sender,
@@ -86,10 +86,10 @@ class RolloutPool:
             return_logprobs=return_logprobs,
         )
         async with task_group() as tasks:
-            tasks.start_soon(dispatch.run, _one_by_one(requests))
+            tasks.start_soon(scheduler.run, _one_by_one(requests))
             try:
                 async for result in receiver:
-                    dispatch.wake()
+                    scheduler.wake()
                     yield result
             finally:
                 # Before the receiver closes, so that the tasks end by the cancellation and not by a broken stream.

@@ -10,9 +10,9 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from learner.decoding.parcels import MAX_FAILURES, Parcel, Parcels, Post
+from learner.decoding.in_flight import InFlight, OpenPost
 from learner.decoding.replica import Replica, Restore
-from learner.decoding.under_way import OpenPost, UnderWay
+from learner.decoding.work_queue import MAX_FAILURES, Post, RequestGroup, WorkQueue
 from learner.servers.http import ServerBusy
 from learner.types import LostSample, Rollout, RolloutRequest
 from shared.errors import ServerUnavailable, VersionConflict, WeightSyncFailed
@@ -29,10 +29,10 @@ MOST_UNREAD = 64
 """Results that wait for their reader. While there are so many, nothing new is asked for."""
 
 
-class Dispatch:
-    """Hands parcels to replicas as these have room, and their results to `sender`, until every request has one.
+class Scheduler:
+    """Hands requests to replicas as these have room, and their results to `sender`, until every request has one.
 
-    One task takes `requests` in, `run` drains `parcels.waiting` into POSTs, each a task of its own. Those tasks fill
+    One task takes `requests` in, `run` drains `queue.waiting` into POSTs, each a task of its own. Those tasks fill
     `sender`, put back what a server left unanswered, and set `_changed` when there may be something to hand out, which
     wakes `run`.
 
@@ -43,7 +43,7 @@ class Dispatch:
     def __init__(
         self,
         replicas: Sequence[Replica],
-        parcels: Parcels,
+        queue: WorkQueue,
         sampling: Sampling,
         version: PolicyVersion | None,
         sender: MemoryObjectSendStream[Result],
@@ -53,7 +53,7 @@ class Dispatch:
         return_logprobs: bool = False,
     ) -> None:
         self._replicas = replicas
-        self._parcels = parcels
+        self._queue = queue
         self._sampling = sampling
         self._wanted = version
         self._versions: dict[Replica, PolicyVersion | None] = dict.fromkeys(replicas, version)
@@ -61,8 +61,8 @@ class Dispatch:
         self._restore = restore
         self._patience_s = patience_s
         self._return_logprobs = return_logprobs
-        self._under_way = UnderWay()
-        self._next_late_s = math.inf
+        self._in_flight = InFlight()
+        self._next_hedge_s = math.inf
         self._changed, self._taken = anyio.Event(), anyio.Event()
         self._served_at = time.monotonic()
         self._last_failure = "none was configured"
@@ -74,13 +74,13 @@ class Dispatch:
             for replica in self._replicas:
                 if replica.away:
                     tasks.start_soon(self._bring_back, replica, 0.0)
-            while not self._parcels.done:
+            while not self._queue.done:
                 self._changed = anyio.Event()
                 look_again_s = self._patience_left()
                 if self._sender.statistics().current_buffer_used < MOST_UNREAD:
-                    for replica, post in (*self._posts(), *self._copies()):
+                    for replica, post in (*self._posts(), *self._hedged_posts()):
                         tasks.start_soon(self._decode, replica, post, tasks)
-                    look_again_s = min(look_again_s, self._next_late_s)
+                    look_again_s = min(look_again_s, self._next_hedge_s)
                 with anyio.move_on_after(look_again_s):
                     await self._changed.wait()
             tasks.cancel_scope.cancel()
@@ -91,20 +91,20 @@ class Dispatch:
 
     async def _take_in(self, requests: AsyncIterator[RolloutRequest]) -> None:
         """Let requests wait for a server, a few ahead of what servers have room for."""
-        most_waiting = len(self._replicas) if self._parcels.fixed else MOST_AHEAD
+        most_waiting = len(self._replicas) if self._queue.fixed else MOST_AHEAD
         async for request in requests:
-            self._parcels.add(request)
+            self._queue.add(request)
             self._changed.set()
-            while len(self._parcels.waiting) >= most_waiting:
+            while len(self._queue.waiting) >= most_waiting:
                 self._taken = anyio.Event()
                 await self._taken.wait()
-        self._parcels.end()
+        self._queue.end()
         self._changed.set()
 
     def _posts(self) -> Iterator[tuple[Replica, Post]]:
-        """Give what waits, parcel by parcel, to the replica with room and the fewest outstanding tokens."""
-        assigned: dict[Replica, list[Parcel]] = {}
-        waiting = self._parcels.waiting
+        """Give what waits, group by group, to the replica with room and the fewest outstanding tokens."""
+        assigned: dict[Replica, list[RequestGroup]] = {}
+        waiting = self._queue.waiting
         while waiting:
             roomy = [replica for replica in self._replicas if replica.has_room_for(len(waiting[0]))]
             if not roomy:
@@ -113,18 +113,18 @@ class Dispatch:
             least.book(waiting[0], self._sampling.max_new_tokens)
             assigned.setdefault(least, []).append(waiting.popleft())
             self._taken.set()
-        for replica, parcels in assigned.items():
-            for post in self._parcels.posts(parcels):
+        for replica, groups in assigned.items():
+            for post in self._queue.posts(groups):
                 yield replica, post
 
-    def _copies(self) -> Iterator[tuple[Replica, Post]]:
+    def _hedged_posts(self) -> Iterator[tuple[Replica, Post]]:
         """What is late at one replica, one by one, for another to decode too; notes when to look for more of it."""
-        self._next_late_s = math.inf
-        if self._parcels.fixed or not self._parcels.all_handed_out:
+        self._next_hedge_s = math.inf
+        if self._queue.fixed or not self._queue.all_handed_out:
             return
-        for request, other, in_s in self._under_way.late(self._replicas):
+        for request, other, in_s in self._in_flight.hedges(self._replicas):
             if in_s > 0:
-                self._next_late_s = in_s
+                self._next_hedge_s = in_s
             else:
                 other.book((request,), self._sampling.max_new_tokens)
                 yield other, Post([(request,)])
@@ -132,7 +132,7 @@ class Dispatch:
     async def _decode(self, replica: Replica, post: Post, tasks: TaskGroup) -> None:
         """Decode one POST; the first failure of a replica sets it on its way back."""
         try:
-            with self._under_way.opened(post, replica) as opened:
+            with self._in_flight.opened(post, replica) as opened:
                 await self._stream(opened)
         except ServerBusy as busy:
             self._last_failure = str(busy)
@@ -140,7 +140,7 @@ class Dispatch:
             await replica.rest(busy)
         except (ServerUnavailable, VersionConflict) as error:
             self._last_failure = str(error)
-            for request in self._parcels.give_up(post):
+            for request in self._queue.give_up(post):
                 message = f"{MAX_FAILURES} servers failed while they decoded it; the last failure: {error}"
                 self._arrived(LostSample(request, "server_failed", message, retryable=False), post)
             self._put_back(post)
@@ -172,19 +172,19 @@ class Dispatch:
         self._served_at = time.monotonic()
         self._changed.set()
         if isinstance(result, LostSample):
-            elsewhere = self._under_way.holders(result.request.uid)
-            if elsewhere or (result.retryable and self._parcels.retry(result.request, post)):
+            elsewhere = self._in_flight.holders(result.request.uid)
+            if elsewhere or (result.retryable and self._queue.retry(result.request, post)):
                 return
-        self._under_way.settle(result.request, self._sampling.max_new_tokens)
-        if self._parcels.close(result.request):
+        self._in_flight.finish(result.request, self._sampling.max_new_tokens)
+        if self._queue.close(result.request):
             self._sender.send_nowait(result)
 
     def _put_back(self, post: Post) -> None:
         """Let what a POST left unanswered wait again, but for what another one has too."""
         for uid in tuple(post.unanswered):
-            if self._under_way.holders(uid):
+            if self._in_flight.holders(uid):
                 del post.unanswered[uid]
-        self._parcels.put_back(post)
+        self._queue.put_back(post)
         self._changed.set()
 
     async def _bring_back(self, replica: Replica, delay_s: float) -> None:
@@ -207,7 +207,7 @@ class Dispatch:
         left_s = self._served_at + self._patience_s - now
         if left_s <= 0:
             raise ServerUnavailable(
-                f"no rollout server is left for {self._parcels.num_open} samples, and none served within "
+                f"no rollout server is left for {self._queue.num_open} samples, and none served within "
                 f"{self._patience_s:g} s (vllm.server.timeout_s); the last failure: {self._last_failure}"
             )
         return left_s

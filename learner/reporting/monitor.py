@@ -9,7 +9,7 @@ from anyio import to_thread
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.step_report import StepRecord
-from learner.types import LearnedRollout
+from learner.types import TaughtRollout
 from shared.config.rollout import MonitorDumpSection
 
 
@@ -43,7 +43,7 @@ class Monitor:
         self._num_dumps += 1
         await to_thread.run_sync(self._dump, step.step + 1, step.learned[: section.max_samples])
 
-    def _dump(self, step: int, samples: Sequence[LearnedRollout]) -> None:
+    def _dump(self, step: int, samples: Sequence[TaughtRollout]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for learned in samples:
             record = learned.rollout.request.encoded.record
@@ -53,7 +53,7 @@ class Monitor:
             picture = PictureSample(record, learned.parsed.predictions, learned.match, appended=learned.match.missing)
             draw(picture).save(self._folder / f"{name}.png")
 
-    def _details(self, step: int, learned: LearnedRollout) -> dict[str, object]:
+    def _details(self, step: int, learned: TaughtRollout) -> dict[str, object]:
         rollout, parsed, match, target = learned.rollout, learned.parsed, learned.match, learned.sample.target
         limit = self._section.max_text_chars
         text, taught = (

@@ -10,7 +10,7 @@ from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import Lap, LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.tallies import Tallies
 from learner.training.lane import ComputeLane
-from learner.types import LearnedRollout, LostSample, PackReport, Update
+from learner.types import LearnedPack, LostSample, StepResult, TaughtRollout
 from shared.errors import BoxloopError
 
 
@@ -30,7 +30,7 @@ class StepRecord:
     seconds: float
     tallies: Tallies
     trained: tuple[str, ...]
-    learned: tuple[LearnedRollout, ...]
+    learned: tuple[TaughtRollout, ...]
     lost: tuple[LostSample, ...]
 
 
@@ -47,8 +47,8 @@ class StepReport:
         self._tallies = Tallies()
         self._seconds: dict[str, float] = {}
         self._first_request_at = 0.0
-        self._learned: list[LearnedRollout] = []
-        self._packs: list[PackReport] = []
+        self._learned: list[TaughtRollout] = []
+        self._packs: list[LearnedPack] = []
         self._lost: list[LostSample] = []
 
     @classmethod
@@ -67,10 +67,10 @@ class StepReport:
     def add_lost(self, lost: LostSample) -> None:
         self._lost.append(lost)
 
-    def add_pack(self, pack: PackReport) -> None:
+    def add_pack(self, pack: LearnedPack) -> None:
         self._packs.append(pack)
 
-    def add_rollout(self, learned: LearnedRollout, seconds: float) -> None:
+    def add_rollout(self, learned: TaughtRollout, seconds: float) -> None:
         """Count one answer and the seconds that parsing, matching and its target took."""
         self._learned.append(learned)
         self.add_time("time/rollout_parse_match_s", seconds)
@@ -94,7 +94,7 @@ class StepReport:
     def _trained(self) -> tuple[str, ...]:
         return tuple(record_id for pack in self._packs for record_id in pack.record_ids)
 
-    def closed(self, update: Update, lane: ComputeLane) -> StepRecord:
+    def closed(self, update: StepResult, lane: ComputeLane) -> StepRecord:
         """Close the step after its update; `lane` tells when the learner computed."""
         if self._plan.channel is Channel.B:
             self._account.want_no_rollouts()
@@ -127,7 +127,7 @@ class StepReport:
         tallies.count("packing/num_packs", num_packs, 1)
         tallies.count("packing/tokens_per_s", tokens, step_s)
 
-    def _count_times(self, tallies: Tallies, update: Update, lane: ComputeLane) -> None:
+    def _count_times(self, tallies: Tallies, update: StepResult, lane: ComputeLane) -> None:
         """Count what each part took."""
         for name, seconds in {
             "time/post_rollout_pack_s": sum(pack.collate_s for pack in self._packs),
@@ -160,7 +160,7 @@ def count_laps(tallies: Tallies, step_s: float, between: Lap, lap: Lap) -> None:
             tallies.count(f"share/{side}_{activity}", spent, sum(seconds.values()))
 
 
-def count_update(tallies: Tallies, update: Update) -> None:
+def count_update(tallies: Tallies, update: StepResult) -> None:
     """Count the optimizer step under the names of section "Loss and optimizer" of docs/metrics.md."""
     tallies.count("loss", update.loss, 1)
     tallies.count("loss/ce", update.ce, update.num_samples)
@@ -172,7 +172,7 @@ def count_update(tallies: Tallies, update: Update) -> None:
     tallies.note("learning_rate", update.learning_rate)
 
 
-def count_answer(tallies: Tallies, learned: LearnedRollout, step: int) -> None:
+def count_answer(tallies: Tallies, learned: TaughtRollout, step: int) -> None:
     """Count one decoded answer under the names of section "Rollouts" of docs/metrics.md."""
     rollout, parsed, match = learned.rollout, learned.parsed, learned.match
     quality = quality_of(parsed, rollout.request.encoded.record.objects, match)

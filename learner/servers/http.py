@@ -1,6 +1,5 @@
 """One HTTP client a server, with the token if there is one, and the first word with each."""
 
-import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,8 +14,6 @@ from shared.wire import ErrorBody
 PROBE_TIMEOUT_S = 5.0
 """A probe is answered in constant time, however busy the server is."""
 
-
-LOG = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "BOXLOOP_TOKEN"
 

@@ -12,7 +12,7 @@ import httpx
 
 from learner.plan.time_split import ServerActivity
 from learner.servers.http import PROBE_TIMEOUT_S, ServerBusy, refusal
-from learner.servers.stall import moving
+from learner.servers.stall import watch_progress
 from learner.types import LostSample, Rollout, RolloutRequest
 from shared.accounting import TimeAccount
 from shared.errors import (
@@ -103,7 +103,7 @@ class RolloutServer:
             async with self._stream(body) as response:
                 await self._raise_for(response)
                 lines = decode_lines(response.aiter_bytes())
-                async for line in moving(lines, self.name, self._stall_timeout_s, self._infer_timeout_s):
+                async for line in watch_progress(lines, self.name, self._stall_timeout_s, self._infer_timeout_s):
                     match line:
                         case StreamSample() | StreamError() if line.uid not in open_requests:
                             raise ProtocolError(f"{self.name} answered {line.uid!r}, which is not open in this batch")
@@ -185,16 +185,16 @@ def checked_rollout(request: RolloutRequest, line: StreamSample, server: str) ->
     )
 
 
-async def introduced(servers: Sequence[RolloutServer], patience_s: float) -> list[ServerInfo]:
+async def introduce(servers: Sequence[RolloutServer], patience_s: float) -> list[ServerInfo]:
     """What each server is. One that cannot be reached is asked again: it may be starting, or being restarted.
 
     Raises ServerNeverReady after `patience_s` seconds, ProtocolError for a server that speaks otherwise.
     """
     deadline = time.monotonic() + patience_s
-    return [await _introduced(server, deadline, patience_s) for server in servers]
+    return [await _introduce(server, deadline, patience_s) for server in servers]
 
 
-async def _introduced(server: RolloutServer, deadline: float, patience_s: float) -> ServerInfo:
+async def _introduce(server: RolloutServer, deadline: float, patience_s: float) -> ServerInfo:
     told = False
     while True:
         try:

@@ -8,7 +8,7 @@ from shared.framing import AnyLine
 from shared.wire import StreamHeartbeat
 
 
-async def moving(
+async def watch_progress(
     lines: AsyncGenerator[AnyLine, None], server: str, stall_timeout_s: float, infer_timeout_s: float | None
 ) -> AsyncGenerator[AnyLine, None]:
     """Pass `lines` on while they show progress: answers, or heartbeats with newly generated tokens.

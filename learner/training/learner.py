@@ -15,7 +15,7 @@ from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals
 from learner.training.optim import StepOptimizer
 from learner.training.stopwatch import Stopwatch
-from learner.types import PackReport, TrainingSample, Update
+from learner.types import LearnedPack, StepResult, TrainingSample
 from shared.errors import NonFiniteLoss
 
 
@@ -73,7 +73,7 @@ class Learner:
             self._copies.synchronize()
         return LaidOutPack(batch, pack.num_tokens, pack.capacity, time.perf_counter() - started)
 
-    def accumulate(self, pack: LaidOutPack, objective: Objective, totals: StepTotals) -> PackReport:
+    def accumulate(self, pack: LaidOutPack, objective: Objective, totals: StepTotals) -> LearnedPack:
         """Add a pack's gradient to the step's. `totals` are the step's, so packs add up whatever their sizes.
 
         Nothing on the way waits for the device; the end of it does, so that a learner that is free can start at once.
@@ -85,7 +85,7 @@ class Learner:
         watch.mark()
         self._learned.append(_Learned(pack.batch.record_ids, terms.num_boxes, terms.sums()))
         forward_s, backward_s = watch.laps()
-        return PackReport(
+        return LearnedPack(
             record_ids=pack.batch.record_ids,
             num_tokens=pack.num_tokens,
             capacity=pack.capacity,
@@ -94,7 +94,7 @@ class Learner:
             backward_s=backward_s,
         )
 
-    def update(self) -> Update:
+    def update(self) -> StepResult:
         """Move the weights by the gradients gathered since the last update, and forget them.
 
         Raises NonFiniteLoss, naming records, when a loss or gradient is NaN or infinite; the weights and the optimizer
@@ -112,7 +112,7 @@ class Learner:
             self.optimizer.zero_grad()
         self._random = random_state()
         loss, ce, l1, giou, coord, mass = sums.sum(0).tolist()
-        return Update(
+        return StepResult(
             loss=loss,
             ce=ce,
             bbox_l1=l1,

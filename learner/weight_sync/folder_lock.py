@@ -10,7 +10,7 @@ SUFFIX = ".lock"
 
 
 @contextmanager
-def claimed(root: Path, incarnation: str) -> Iterator[None]:
+def lock_folder(root: Path, incarnation: str) -> Iterator[None]:
     """Hold a lock on `root` in the name of a learner, and remove the folders of those that died holding one.
 
     The system frees the lock of a process that ends, however that happens. So a learner that shares the folder, as an

@@ -14,7 +14,7 @@ import torch
 
 from learner.servers.http import PROBE_TIMEOUT_S
 from learner.servers.weights import ServerAway, WeightChannel
-from learner.weight_sync.folder_lock import claimed
+from learner.weight_sync.folder_lock import lock_folder
 from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update
 from shared.errors import WeightSyncFailed
 from shared.streams import task_group
@@ -36,7 +36,7 @@ _REPLACED_BY: Mapping[SyncMode, frozenset[SyncMode]] = {
 
 @dataclass(frozen=True)
 class Snapshots:
-    """How to look at the learner's weights under their Hugging Face names; see merge.py.
+    """How to look at the learner's weights under their Hugging Face names; see snapshot.py.
 
     `merged` None = everything is sent each time.
     """
@@ -131,7 +131,7 @@ class WeightPublisher:
         started = time.monotonic()
         if self._published is None:
             with suppress(OSError):  # a folder that cannot be written is told when it is written
-                self._claim.enter_context(claimed(self._root, self._incarnation))
+                self._claim.enter_context(lock_folder(self._root, self._incarnation))
         merging, failures = await self._asked()
         whole = [channel for name, channel in self._channels.items() if channel not in merging and name not in failures]
         merged = full = _Sent()
@@ -140,7 +140,7 @@ class WeightPublisher:
         if merging or (merges and not whole):
             merged = await self._send("merged", version, merging)
         if merged.failures and self._fallback_to_full:
-            LOG.warning("step %d: %s; sending everything", version.step, told(merged.failures))
+            LOG.warning("step %d: %s; sending everything", version.step, describe(merged.failures))
             whole += [self._channels[name] for name in merged.failures]
         else:
             failures |= merged.failures
@@ -156,9 +156,9 @@ class WeightPublisher:
         """Tell which servers are left out; raise when that is all of them and none of those may come back."""
         may_come_back = any(isinstance(failure, ServerAway) for failure in failures.values())
         if failures and len(failures) == len(self._channels) and not may_come_back:
-            raise as_one(failures)
+            raise join_errors(failures)
         if failures:
-            LOG.warning("step %d: %s; left out of it", version.step, told(failures))
+            LOG.warning("step %d: %s; left out of it", version.step, describe(failures))
 
     async def _asked(self) -> tuple[list[WeightChannel], Failures]:
         """The servers that can be sent what changed, over whole weights of this learner; and those that say nothing."""
@@ -170,7 +170,7 @@ class WeightPublisher:
             if self._snapshots.merged and held is not None and held.incarnation == self._incarnation:
                 able.append(channel)
 
-        return able, await on_each(self._channels.values(), ask)
+        return able, await for_each_server(self._channels.values(), ask)
 
     async def _send(self, mode: SyncMode, version: PolicyVersion, channels: Sequence[WeightChannel]) -> "_Sent":
         """Write an update and bring it to `channels`."""
@@ -178,7 +178,7 @@ class WeightPublisher:
         for stale in _REPLACED_BY[mode] & self._kept.keys():
             self._kept.pop(stale).drop()
         update = self._kept[mode] = await self._compute(self._write, mode, version)
-        failures = await on_each(channels, partial(self._bring, update))
+        failures = await for_each_server(channels, partial(self._bring, update))
         return _Sent(failures, len(channels) * update.manifest.num_bytes)
 
     def _write(self, mode: SyncMode, version: PolicyVersion) -> WeightUpdate:
@@ -207,7 +207,9 @@ class _Sent:
     num_bytes: int = 0
 
 
-async def on_each(channels: Iterable[WeightChannel], act: Callable[[WeightChannel], Awaitable[None]]) -> Failures:
+async def for_each_server(
+    channels: Iterable[WeightChannel], act: Callable[[WeightChannel], Awaitable[None]]
+) -> Failures:
     """Do `act` with all channels side by side; returns, by name, why it failed with some."""
     failures: Failures = {}
 
@@ -223,12 +225,12 @@ async def on_each(channels: Iterable[WeightChannel], act: Callable[[WeightChanne
     return failures
 
 
-def told(failures: Failures) -> str:
+def describe(failures: Failures) -> str:
     """All reasons as one line."""
     return "; ".join(map(str, failures.values()))
 
 
-def as_one(failures: Failures) -> WeightSyncFailed:
+def join_errors(failures: Failures) -> WeightSyncFailed:
     """The first failure, bearing the others as notes."""
     first, *others = failures.values()
     for other in others:

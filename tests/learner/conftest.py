@@ -24,6 +24,7 @@ from learner.types import EncodedImage, TrainingSample
 from shared.config.load import load_config
 from shared.config.models import Config
 from shared.config.training import TunerSection
+from shared.wire import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -223,3 +224,13 @@ def opened(
                 yield opened_run
 
     return run
+
+
+@pytest.fixture(scope="session")
+def sampling(checkpoint: Path, encoder: Encoder) -> Sampling:
+    """Up to six tokens, and none of the prompt's placeholders."""
+    from learner.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer(str(checkpoint))
+    placeholders = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    return Sampling(max_new_tokens=6, stop_token_ids=(7,), banned_token_ids=tuple(placeholders))

@@ -12,11 +12,11 @@ import anyio
 import httpx
 import pytest
 
-from learner.decoding.parcels import MAX_FAILURES
 from learner.decoding.pool import RolloutPool
 from learner.decoding.scheduler import Result
+from learner.decoding.work_queue import MAX_FAILURES
 from learner.plan.time_split import ServerActivity
-from learner.servers.rollouts import RolloutServer, introduced
+from learner.servers.rollouts import RolloutServer, introduce
 from learner.types import LostSample, Rollout, RolloutRequest
 from rollout_server.settings import limits_for
 from shared.errors import ServerNeverReady, ServerUnavailable, WeightSyncFailed
@@ -77,7 +77,7 @@ async def test_a_starting_run_waits_for_a_server_that_cannot_be_reached_yet(serv
 
                 tasks.start_soon(repair)
                 with anyio.fail_after(10), caplog.at_level(logging.WARNING):
-                    (info,) = await introduced([server], patience_s=5)
+                    (info,) = await introduce([server], patience_s=5)
     assert info.engine == "scripted"
     assert caplog.text.count("asking it again") == 1
 
@@ -87,7 +87,7 @@ async def test_a_run_without_its_server_does_not_start(serving, scripted) -> Non
         async with line_to(running) as (server, line):
             line.pulled = True
             with anyio.fail_after(10), pytest.raises(ServerNeverReady, match=r"(?s)pulled.*0\.6 s \(vllm\.server"):
-                await introduced([server], patience_s=0.6)
+                await introduce([server], patience_s=0.6)
 
 
 async def test_what_a_dead_server_had_goes_to_the_other_while_that_still_decodes(

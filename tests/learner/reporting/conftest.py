@@ -14,10 +14,10 @@ from learner.model.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
 from learner.teacher import Teacher
-from learner.types import EncodedImage, EncodedRecord, LearnedRollout, Rollout, RolloutRequest
+from learner.types import EncodedImage, EncodedRecord, Rollout, RolloutRequest, TaughtRollout
 from shared.wire import PolicyVersion
 
-LearnedOf = Callable[..., LearnedRollout]
+LearnedOf = Callable[..., TaughtRollout]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def learned_of(tiny_folder: Path) -> LearnedOf:
         finish_reason: str = "stop",
         arrived_at: float = 0.0,
         policy_step: int | None = None,
-    ) -> LearnedRollout:
+    ) -> TaughtRollout:
         record = Record("train:1", ("image.png",), 64, 64, objects)
         image = EncodedImage(np.zeros((16, 1536), np.float32), (1, 4, 4), b"")
         rollout = Rollout(

@@ -14,7 +14,7 @@ from learner.plan.schedule import Channel
 from learner.reporting.monitor import Monitor
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
-from learner.types import LearnedRollout
+from learner.types import TaughtRollout
 from shared.config.rollout import MonitorDumpSection
 
 CAT, DOG = (
@@ -25,7 +25,7 @@ CAT, DOG = (
 
 @pytest.fixture
 def dumped(
-    learned_of: Callable[..., LearnedRollout], tiny_folder: Path, image: Callable[..., bytes], tmp_path: Path,
+    learned_of: Callable[..., TaughtRollout], tiny_folder: Path, image: Callable[..., bytes], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., list[Path]]:  # fmt: skip
     """Show so many B steps of two answers to a monitor; the JSON files it wrote."""

@@ -14,7 +14,7 @@ from learner.plan.schedule import Channel
 from learner.reporting.sinks import Sinks, console_line
 from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
-from learner.types import LearnedRollout, LostSample
+from learner.types import LostSample, TaughtRollout
 
 
 def finished(step: int, channel: Channel = Channel.A, lost: tuple[LostSample, ...] = ()) -> StepRecord:
@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_stood(tmp_path: Path, consol
 
 
 def test_the_ledger_has_every_step_whatever_is_logged(
-    tmp_path: Path, console: Console, learned_of: Callable[..., LearnedRollout]
+    tmp_path: Path, console: Console, learned_of: Callable[..., TaughtRollout]
 ) -> None:
     lost = LostSample(learned_of("{}").rollout.request, "bad_image", "not a PNG", retryable=False)
     with Sinks(tmp_path, console, Progress(num_steps=9), logging_steps=5) as sinks:
@@ -145,7 +145,7 @@ def test_trackers_are_sent_the_numbers_of_the_log(tmp_path: Path, console: Conso
     assert len(logged) == 3
 
 
-def test_lost_samples_are_named(tmp_path: Path, console: Console, learned_of: Callable[..., LearnedRollout]) -> None:
+def test_lost_samples_are_named(tmp_path: Path, console: Console, learned_of: Callable[..., TaughtRollout]) -> None:
     lost = LostSample(learned_of("{}").rollout.request, "bad_image", "not a PNG [/or so]", retryable=False)
     with Sinks(tmp_path, console, Progress(num_steps=9)) as sinks:
         sinks.write(finished(4, Channel.B, (lost,)))

@@ -15,25 +15,25 @@ from learner.plan.time_split import LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.step_report import RecordsMiscounted, StepRecord, StepReport
 from learner.reporting.tallies import Tallies
 from learner.training.lane import ComputeLane
-from learner.types import LearnedRollout, LostSample, PackReport, Update
+from learner.types import LearnedPack, LostSample, StepResult, TaughtRollout
 from shared.accounting import TimeAccount
 from shared.metrics import metric_named
 
 PlanOf = Callable[[int, Channel], StepPlan]
-LearnedOf = Callable[..., LearnedRollout]
+LearnedOf = Callable[..., TaughtRollout]
 
 CAT = GroundTruthObject("cat", "bbox_2d", (100, 100, 300, 300))
 DOG = GroundTruthObject("dog", "bbox_2d", (500, 500, 900, 900))
 FAR = GroundTruthObject("ghost", "bbox_2d", (10, 800, 60, 900))
 
 
-def update(**changes: Any) -> Update:
+def update(**changes: Any) -> StepResult:
     sums = {"loss": 1.5, "ce": 3.0, "bbox_l1": 0.6, "bbox_giou": 1.2, "coord": 2.4, "coord_mass": 9.0}
     rest = {"num_samples": 2, "num_boxes": 3, "grad_norm": 0.7, "learning_rate": 1e-3, "optimizer_s": 0.0}
-    return Update(**{**sums, **rest, **changes})
+    return StepResult(**{**sums, **rest, **changes})
 
 
-def pack(**changes: Any) -> PackReport:
+def pack(**changes: Any) -> LearnedPack:
     numbers = {
         "record_ids": ("train:1", "train:2"),
         "num_tokens": 60,
@@ -41,7 +41,7 @@ def pack(**changes: Any) -> PackReport:
         "collate_s": 0.0,
         "forward_s": 0.0,
     }
-    return PackReport(**{**numbers, "backward_s": 0.0, **changes})
+    return LearnedPack(**{**numbers, "backward_s": 0.0, **changes})
 
 
 def account_of(num_servers: int = 1) -> RunAccount:

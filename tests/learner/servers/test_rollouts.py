@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from learner.servers.rollouts import RolloutServer
-from learner.servers.stall import moving
+from learner.servers.stall import watch_progress
 from learner.types import LostSample, Rollout, RolloutRequest
 from shared.errors import PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
 from shared.framing import AnyLine, encode_line
@@ -188,7 +188,7 @@ async def test_lines_that_wait_for_their_reader_are_no_stall() -> None:
             yield StreamHeartbeat(running=1, waiting=0, generated_tokens=5)
 
     seen = Counter[str]()
-    async for line in moving(heartbeats(), "a server", stall_timeout_s=0.05, infer_timeout_s=None):
+    async for line in watch_progress(heartbeats(), "a server", stall_timeout_s=0.05, infer_timeout_s=None):
         await anyio.sleep(0.03)
         seen[line.type] += 1
     assert seen == {"heartbeat": 4}
@@ -202,5 +202,5 @@ async def test_a_request_that_the_engine_has_lost_is_a_stall_too(running: int) -
             yield StreamHeartbeat(running=running, waiting=0, generated_tokens=5)
 
     with anyio.fail_after(5), pytest.raises(ServerUnavailable, match="owes answers"):
-        async for _ in moving(heartbeats(), "a server", stall_timeout_s=0.2, infer_timeout_s=None):
+        async for _ in watch_progress(heartbeats(), "a server", stall_timeout_s=0.2, infer_timeout_s=None):
             pass

@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from learner.weight_sync.folder_lock import claimed
+from learner.weight_sync.folder_lock import lock_folder
 
 LEARNER = """
 import sys, time
 from pathlib import Path
-from learner.weight_sync.folder_lock import claimed
+from learner.weight_sync.folder_lock import lock_folder
 root, name = Path(sys.argv[1]), sys.argv[2]
-with claimed(root, name):
+with lock_folder(root, name):
     (root / f"{name}-1-full").mkdir()
     print("held", flush=True)
     time.sleep(60)
@@ -32,7 +32,7 @@ def test_what_a_killed_learner_left_is_removed_and_what_a_living_one_keeps_is_no
     try:
         killed.kill()
         killed.wait()
-        with claimed(tmp_path, "next"):
+        with lock_folder(tmp_path, "next"):
             left = {path.name for path in tmp_path.iterdir()}
             assert left == {"a-user's", "living-1-full", "living.lock", "next.lock"}
     finally:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from learner.decoding.parcels import Post
 from learner.decoding.replica import Replica
+from learner.decoding.work_queue import Post
 from learner.types import RolloutRequest
 
-LATE = 1.5
+HEDGE_AFTER = 1.5
 """An answer is late when it takes so many times the slowest of late of the server that could be asked instead."""
 
 
@@ -26,7 +26,7 @@ class OpenPost:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
-class UnderWay:
+class InFlight:
     """The open POSTs of one call."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class UnderWay:
         """The POSTs in which a request is unanswered."""
         return [opened for opened in self._open if uid in opened.post.unanswered]
 
-    def settle(self, request: RolloutRequest, longest_answer: int) -> None:
+    def finish(self, request: RolloutRequest, longest_answer: int) -> None:
         """The request has its result: whoever else decodes it may stop."""
         for opened in self.holders(request.uid):
             del opened.post.unanswered[request.uid]
@@ -55,7 +55,7 @@ class UnderWay:
             if not opened.post.unanswered:
                 opened.scope.cancel()
 
-    def late(self, replicas: Sequence[Replica]) -> Iterator[tuple[RolloutRequest, Replica, float]]:
+    def hedges(self, replicas: Sequence[Replica]) -> Iterator[tuple[RolloutRequest, Replica, float]]:
         """What is late where another server has room, oldest first: the request, that server, and 0.
 
         What no server but one has comes once; the last item is the first that is not late yet, with the seconds until
@@ -70,7 +70,7 @@ class UnderWay:
                 if not roomy or num_holders[uid] > 1:
                     continue
                 other = min(roomy, key=lambda replica: replica.num_tokens)
-                in_s = opened.sent_at + LATE * (other.longest_s or max(known)) - now
+                in_s = opened.sent_at + HEDGE_AFTER * (other.longest_s or max(known)) - now
                 yield request, other, max(0.0, in_s)
                 if in_s > 0:
                     return

@@ -8,18 +8,18 @@ from learner.types import RolloutRequest
 MAX_FAILURES = 4
 """A request that was under way when so many servers failed is suspected to be the reason, and is given up."""
 
-Parcel = tuple[RolloutRequest, ...]
+RequestGroup = tuple[RolloutRequest, ...]
 
 
 class Post:
-    """The parcels of one POST, and which of their requests have no answer yet."""
+    """The groups of one POST, and which of their requests have no answer yet."""
 
-    def __init__(self, parcels: Sequence[Parcel]) -> None:
-        self.parcels = tuple(parcels)
-        self.unanswered = {request.uid: request for parcel in parcels for request in parcel}
+    def __init__(self, groups: Sequence[RequestGroup]) -> None:
+        self.groups = tuple(groups)
+        self.unanswered = {request.uid: request for group in groups for request in group}
 
 
-class Parcels:
+class WorkQueue:
     """Requests one by one, or, with `fixed_batches`, in batches of `samples_per_post` that stay together.
 
     A uid is open from when it is added until it has its result; `waiting` holds what no server has. What a POST leaves
@@ -28,7 +28,7 @@ class Parcels:
 
     def __init__(self, samples_per_post: int, fixed_batches: bool) -> None:
         self.fixed = fixed_batches
-        self.waiting: deque[Parcel] = deque()
+        self.waiting: deque[RequestGroup] = deque()
         self._samples_per_post = samples_per_post
         self._gathered: list[RolloutRequest] = []
         self._ended = False
@@ -61,11 +61,11 @@ class Parcels:
         self._seal()
         self._ended = True
 
-    def posts(self, parcels: Sequence[Parcel]) -> Iterator[Post]:
+    def posts(self, groups: Sequence[RequestGroup]) -> Iterator[Post]:
         """Cut what goes to one server into POSTs; a fixed batch has one of its own."""
         size = 1 if self.fixed else self._samples_per_post
-        for start in range(0, len(parcels), size):
-            yield Post(parcels[start : start + size])
+        for start in range(0, len(groups), size):
+            yield Post(groups[start : start + size])
 
     def close(self, request: RolloutRequest) -> bool:
         """Note a result; False when the request had one already, from another server or as part of a batch."""
@@ -78,7 +78,7 @@ class Parcels:
         if request.uid in self._retried:
             return False
         self._retried.add(request.uid)
-        self._wait([parcel for parcel in post.parcels if any(each.uid == request.uid for each in parcel)])
+        self._wait([group for group in post.groups if any(each.uid == request.uid for each in group)])
         return True
 
     def give_up(self, post: Post) -> list[RolloutRequest]:
@@ -92,15 +92,15 @@ class Parcels:
     def put_back(self, post: Post) -> None:
         """Let what a POST left open wait again in front, a fixed batch whole."""
         left = self._open & post.unanswered.keys()
-        self._wait([parcel for parcel in post.parcels if any(request.uid in left for request in parcel)], in_front=True)
+        self._wait([group for group in post.groups if any(request.uid in left for request in group)], in_front=True)
 
     def _seal(self) -> None:
         if self._gathered:
             self.waiting.append(tuple(self._gathered))
             self._gathered = []
 
-    def _wait(self, parcels: Sequence[Parcel], in_front: bool = False) -> None:
-        """Queue parcels, unless they wait already, as a batch does that is broken off after a retry of its own."""
-        there = {id(parcel) for parcel in self.waiting}
-        new = [parcel for parcel in parcels if id(parcel) not in there]
+    def _wait(self, groups: Sequence[RequestGroup], in_front: bool = False) -> None:
+        """Queue groups, unless they wait already, as a batch does that is broken off after a retry of its own."""
+        there = {id(group) for group in self.waiting}
+        new = [group for group in groups if id(group) not in there]
         self.waiting.extendleft(reversed(new)) if in_front else self.waiting.extend(new)
