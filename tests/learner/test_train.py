@@ -112,7 +112,7 @@ async def test_an_evaluation_that_reads_few_records_ahead_scores_every_one_once(
         lap = run.account.lap()
         assert lap.learner[LearnerActivity.SYNCING] > 0
         assert lap.servers[ServerActivity.SYNCING] > 0
-        monkeypatch.setattr("learner.decoding.requests.MOST_ENCODED", 3)
+        monkeypatch.setattr("learner.data.encoding.MOST_ENCODED", 3)
         assert await run.evaluation.run(run.progress) == whole
     assert whole.metrics["eval_rollout_matched"] == whole.metrics["eval_rollout_pred_objects"] == 7
     assert (whole.num_images, whole.metrics["eval_rollout_lost"]) == (8, 1)

@@ -148,7 +148,7 @@ def test_the_bound_gives_way_to_the_exact_number_where_it_is_too_high(source, en
 
 def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:
     by_ap = ("custom.val_jsonl=val.jsonl", "training.metric_for_best_model=eval_coco_ap")
-    monkeypatch.setattr("learner.data.lengths.is_installed", lambda module: False)
+    monkeypatch.setattr("learner.evaluation.scoring.is_installed", lambda module: False)
     check_best_metric(config_of(*by_ap))  # nothing is evaluated
     check_best_metric(config_of("custom.val_jsonl=val.jsonl", "training.eval_strategy=steps"))
     with pytest.raises(ConfigError, match=r"eval_coco_ap needs faster-coco-eval; pip install 'boxloop\[eval\]'"):

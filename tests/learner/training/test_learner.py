@@ -50,8 +50,9 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
     assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-5)
     assert updates[0].grad_norm == pytest.approx(updates[1].grad_norm, rel=1e-4)
     assert (updates[0].num_samples, updates[0].num_boxes, updates[0].num_slots) == (4, 6, 24)
+    # AdamW's first step is the learning rate times g / |g|: where a gradient is hardly more than rounding, a part of it.
     for name, weight in moved[1].items():
-        torch.testing.assert_close(moved[0][name], weight, rtol=0, atol=1e-4)
+        torch.testing.assert_close(moved[0][name], weight, rtol=0, atol=2.5e-4)
 
 
 def test_an_abandoned_step_leaves_no_trace(workbench_of: Any, pack_of: Any, step_totals_of: Any) -> None:
