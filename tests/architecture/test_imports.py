@@ -1,102 +1,58 @@
 """The rules of the house that a reader relies on, read from the source of every module."""
 
 import ast
-from collections.abc import Iterator
 from fnmatch import fnmatch
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("shared", "rollout_server", "learner", "compose")
-MAY_IMPORT = {
-    "shared": {"shared"},
-    "rollout_server": {"rollout_server", "shared"},
-    "learner": {"learner", "shared"},
-    "compose": {"compose", "shared"},
-}
-PURE = ("shared/*", "learner/detection/*", "learner/plan/*", "learner/packing/packer.py", "learner/stages.py",
-        "learner/train.py", "compose/*")  # fmt: skip
+from tests.architecture.floors import MAY_IMPORT, ROOT, files, imported_names, imports_of, module_of, tree_of
+
+PURE = ("shared/*", "learner/detection/*", "learner/plan/*", "learner/types.py", "learner/packing/packer.py",
+        "learner/stages.py", "learner/train.py", "compose/*")  # fmt: skip
 ROOMS = {
     "vllm": ("rollout_server/engines/vllm/*",),
     "httpx": ("learner/servers/*", "compose/readiness.py"),
 }
 """A heavy library and the only files that may import it."""
 
-FILES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for package in PACKAGES
-    for path in (ROOT / package).rglob("*.py")
-    if "__pycache__" not in path.parts
-)
-
-
-@cache
-def tree_of(file: str) -> ast.Module:
-    return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
-
-
-def imported_names(file: str) -> Iterator[str]:
-    """Dotted names a file imports, wherever in it; `from a import b` gives `a.b`."""
-    for node in ast.walk(tree_of(file)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}:{node.lineno}: relative imports hide where a name comes from"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
 
 def roots_of(file: str) -> set[str]:
     return {name.partition(".")[0] for name in imported_names(file)}
 
 
-def module_of(file: str) -> str:
-    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
 def test_the_packages_are_all_there() -> None:
-    assert {file.partition("/")[0] for file in FILES} == set(PACKAGES)
+    assert {file.partition("/")[0] for file in files()} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_what_it_may(package: str) -> None:
-    forbidden = set(PACKAGES) | {"tests", "benchmarks"}
-    for file in (file for file in FILES if file.startswith(f"{package}/")):
+    forbidden = set(MAY_IMPORT) | {"tests", "benchmarks"}
+    for file in (file for file in files() if file.startswith(f"{package}/")):
         assert roots_of(file) & forbidden <= MAY_IMPORT[package], file
 
 
 def test_pure_parts_know_no_model_library() -> None:
-    wrong = [file for file in FILES if any(fnmatch(file, pattern) for pattern in PURE)
+    wrong = [file for file in files() if any(fnmatch(file, pattern) for pattern in PURE)
              and roots_of(file) & {"torch", "transformers", "peft", "vllm"}]  # fmt: skip
     assert wrong == []
 
 
 @pytest.mark.parametrize("library", ROOMS)
 def test_a_heavy_library_stays_in_its_room(library: str) -> None:
-    users = [file for file in FILES if library in roots_of(file)]
+    users = [file for file in files() if library in roots_of(file)]
     assert [file for file in users if not any(fnmatch(file, room) for room in ROOMS[library])] == []
 
 
 def test_modules_do_not_import_each_other_in_circles() -> None:
-    modules = {module_of(file) for file in FILES}
-    graph = {
-        module_of(file): {
-            target
-            for name in imported_names(file)
-            for target in (name, name.rpartition(".")[0])
-            if target in modules and target != module_of(file)
-        }
-        for file in FILES
-    }
+    graph = {module_of(file): imports_of(file) for file in files()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("__init__.py")])
+@pytest.mark.parametrize("file", [file for file in files() if file.endswith("__init__.py")])
 def test_an_init_file_holds_its_docstring_only(file: str) -> None:
     tree = tree_of(file)
     assert len(tree.body) == 1
@@ -106,7 +62,7 @@ def test_an_init_file_holds_its_docstring_only(file: str) -> None:
 def test_broad_excepts_stand_only_in_mains() -> None:
     wrong = [
         f"{file}:{node.lineno}"
-        for file in FILES
+        for file in files()
         if not file.endswith("__main__.py")
         for node in ast.walk(tree_of(file))
         if _is_broad(node)
@@ -124,7 +80,7 @@ def _is_broad(node: ast.AST) -> bool:
     return False
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", files())
 def test_every_module_says_what_it_is_and_stays_readable(file: str) -> None:
     assert ast.get_docstring(tree_of(file))
     assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= 400
