@@ -24,7 +24,6 @@ from benchmarks.measure import print_measure, seconds_of
 from benchmarks.reference.plain_step import PlainTrainer
 from benchmarks.training_pack import SIZES, made_up_pack, save_model
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.losses.terms import LossWeights
 from learner.model.batch import PackedBatch
 from learner.model.load import load_model, load_tokenizer
 from learner.model.loaded import LoadedModel
@@ -34,6 +33,7 @@ from learner.packing.collate import collate
 from learner.packing.packer import Pack
 from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals
+from shared.config.stage2 import Stage2Section
 
 BASELINE = "transformers forward and backward, all logits, one pass"
 AIMS = {("small", 1): "<= 0.8", ("small", 2): "<= 1.1", ("2b", 2): "<= 1.4"}
@@ -50,7 +50,7 @@ def our_step(loaded: LoadedModel, pack: Pack, num_passes: int) -> Step:
     tokenizer = load_tokenizer(str(loaded.folder))
     batch = _collated(loaded, pack, tokenizer.pad_token_id)
     ids = torch.tensor(CoordinateVocabulary.from_tokenizer(tokenizer).coordinate_ids, device=loaded.device)
-    objective = Expectation(LastPass(LossWeights(), ids), num_passes)
+    objective = Expectation(LastPass(Stage2Section(), ids), num_passes)
     totals = StepTotals(batch.num_samples, batch.num_boxes)
 
     def step() -> None:

@@ -84,7 +84,7 @@ class PatientLearner:
         return LearnedPack(pack.batch.record_ids, pack.num_tokens, pack.capacity, pack.collate_s, seconds, 0.0)
 
     def update(self) -> StepResult:
-        return StepResult(*[0.0] * 6, num_samples=1, num_boxes=1, grad_norm=0.0, learning_rate=0.0, optimizer_s=0.0)
+        return StepResult(loss=0.0, terms={}, grad_norm=0.0, learning_rate=0.0, optimizer_s=0.0)
 
 
 def config_of(folder: Path, backend: str, num_cycles: int, num_objects: int, **sizes: int) -> Path:

@@ -13,7 +13,6 @@ from learner.decoding.replica import Restore
 from learner.detection.matching import MatchingConfig
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.losses.terms import LossWeights
 from learner.model.loaded import LoadedModel
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
@@ -49,16 +48,7 @@ def is_stage1(config: Config) -> bool:
 def objectives_for(config: Config, loaded: LoadedModel, vocabulary: CoordinateVocabulary) -> Objectives:
     """The objective of each channel; Stage 1 has one channel, and it is plain teacher forcing."""
     stage2 = config.stage2
-    weights = LossWeights(
-        bbox_l1=stage2.bbox_l1_weight,
-        bbox_giou=stage2.bbox_giou_weight,
-        coord_gate=stage2.coord_gate_weight,
-        coord_soft_ce=stage2.coord_soft_ce_weight,
-        coord_w1=stage2.coord_w1_weight,
-        temperature=stage2.softctx_temperature,
-        target_sigma=stage2.target_sigma,
-    )
-    last_pass = LastPass(weights, torch.tensor(vocabulary.coordinate_ids, device=loaded.device))
+    last_pass = LastPass(stage2, torch.tensor(vocabulary.coordinate_ids, device=loaded.device))
     if is_stage1(config):
         return Objectives(Supervised(last_pass), Supervised(last_pass))
     return Objectives(Expectation(last_pass, stage2.n_softctx_iter), RolloutMatching(last_pass))

@@ -1,5 +1,6 @@
 """What travels through a learner, from a record to an optimizer step. No torch: a step is planned without tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,6 @@ from learner.detection.matching import Match
 from learner.detection.parsing import ParsedRollout
 from learner.detection.record import Record
 from learner.detection.targets import Target
-from learner.plan.step_plan import NUM_CORNER_VALUES
 from shared.wire import PolicyVersion
 
 Grid = tuple[int, int, int]
@@ -126,25 +126,18 @@ class LearnedPack:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The one optimizer step. `loss` is that of docs/numerics.md; the other terms are sums over the step.
+    """What one optimizer step came to. `loss` is that of docs/numerics.md.
 
-    `num_samples`, `num_boxes` and `num_slots` are what the cross-entropy, the box terms and the coordinate sums were
-    summed over: what was learned, not what was planned. The box terms are unweighted, `coord` is weighted. `grad_norm`
-    is taken before clipping.
+    `terms` has, by metric, the sum over the step and the number of samples, boxes or coordinates it was summed over:
+    what was learned, not what was planned. Which sums are weighted: learner/losses/terms.py. `grad_norm` is taken
+    before clipping.
+
+        StepResult(loss=2.31, terms={"loss/ce": (9.84, 6), "loss/bbox_l1": (1.1, 17), …}, grad_norm=0.8,
+                   learning_rate=1e-5, optimizer_s=0.02)
     """
 
     loss: float
-    ce: float
-    bbox_l1: float
-    bbox_giou: float
-    coord: float
-    coord_mass: float
-    num_samples: int
-    num_boxes: int
+    terms: Mapping[str, tuple[float, int]]
     grad_norm: float
     learning_rate: float
     optimizer_s: float
-
-    @property
-    def num_slots(self) -> int:
-        return NUM_CORNER_VALUES * self.num_boxes

@@ -1,6 +1,12 @@
-"""The loss of one pack: every term of docs/numerics.md, and their sum on the step's scale."""
+"""The loss of one pack: a row for each term of docs/numerics.md, and their sum on the scale of the step.
 
+To add a term: its key `<name>_weight` in shared/config/stage2.py, its metric in shared/metrics.py, and its row here.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,70 +17,173 @@ from learner.losses.coordinates import expected_coordinate, soft_ce, w1
 from learner.model.batch import PackedBatch
 from learner.model.head import TokenScores
 from learner.plan.step_plan import NUM_CORNER_VALUES, StepTotals
+from shared.config.stage2 import Stage2Section
+
+Per = Literal["sample", "box", "slot"]
+"""What the sum of a term is divided by: N samples, B boxes or 4B coordinates of the step."""
+
+
+class Scored:
+    """What a pack's S supervised positions score, and what several terms make of it, each worked out once.
+
+    Tensors of coordinates are [b, 4], those of distributions over the bins [b, 4, 1000], all float32.
+    """
+
+    def __init__(self, scores: TokenScores, batch: PackedBatch, section: Stage2Section) -> None:
+        self.scores = scores
+        self.batch = batch
+        self.section = section
+
+    @cached_property
+    def log_mass(self) -> Tensor:
+        """Logarithm of the probability that a slot holds any coordinate at all."""
+        return self.scores.boxes.logsumexp(-1) - self.scores.log_normalisers[self.batch.box_slots]
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """Over the bins alone, at `softctx_temperature`."""
+        return torch.log_softmax(self.scores.boxes / self.section.softctx_temperature, dim=-1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        return self.log_probabilities.exp()
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """Expected coordinates in canvas widths and heights."""
+        return expected_coordinate(self.probabilities)
+
+    @cached_property
+    def true(self) -> Tensor:
+        """True coordinates in canvas widths and heights."""
+        return self.batch.box_bins / (NUM_BINS - 1)
+
+
+def cross_entropy(scored: Scored) -> Tensor:
+    """Σ_t w_t · ce_t, in nats; the weights bear each sample's own normaliser W_s."""
+    ce = scored.scores.log_normalisers - scored.scores.labels
+    return (ce * scored.batch.ce_weights).sum()
+
+
+def expected_l1(scored: Scored) -> Tensor:
+    """Mean |c − t| of each box's four expected values."""
+    return box_l1(scored.expected, scored.true).sum()
+
+
+def expected_giou(scored: Scored) -> Tensor:
+    """1 − GIoU of each expected box."""
+    return giou_loss(scored.expected, scored.true).sum()
+
+
+def coordinate_gate(scored: Scored) -> Tensor:
+    """−log of the mass inside the coordinate vocabulary, in nats: without it nothing keeps the mass there."""
+    return -scored.log_mass.sum()
+
+
+def coordinate_soft_ce(scored: Scored) -> Tensor:
+    """Cross-entropy towards a Gaussian of `target_sigma` bins around each true bin, in nats."""
+    return soft_ce(scored.log_probabilities, scored.batch.box_bins, scored.section.target_sigma).sum()
+
+
+def coordinate_w1(scored: Scored) -> Tensor:
+    """Distance of the cumulative distributions, in canvas widths."""
+    return w1(scored.probabilities, scored.batch.box_bins).sum()
+
+
+def coordinate_mass(scored: Scored) -> Tensor:
+    """The mass inside the coordinate vocabulary, without a gradient."""
+    return scored.log_mass.detach().exp().sum()
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms and the shape of the coordinate distribution, named as in the configuration."""
+class Term:
+    """One term of the loss: `weight` · `compute`, which is a sum over the pack, divided as `per` says.
 
-    bbox_l1: float = 2.0
-    bbox_giou: float = 1.0
-    coord_gate: float = 1.0
-    coord_soft_ce: float = 0.0
-    coord_w1: float = 0.0
-    temperature: float = 1.0
-    target_sigma: float = 2.0
+    `weight` is the key of `stage2_ab` without `_weight`, None = 1. Under `metric` the sum itself is logged; with
+    `logs_weighted`, for terms that share a metric, the sum times its weight, and a weight of 0 costs nothing.
+    """
+
+    metric: str
+    per: Per
+    weight: str | None
+    compute: Callable[[Scored], Tensor]
+    logs_weighted: bool = False
+
+    def weight_in(self, section: Stage2Section) -> float:
+        return 1.0 if self.weight is None else float(getattr(section, f"{self.weight}_weight"))
 
 
 @dataclass(frozen=True)
-class LossTerms:
+class Observation:
+    """A number of each pack that is logged and has no part in the loss."""
+
+    metric: str
+    per: Per
+    compute: Callable[[Scored], Tensor]
+
+
+TERMS = (
+    Term("loss/ce", "sample", None, cross_entropy),
+    Term("loss/bbox_l1", "box", "bbox_l1", expected_l1),
+    Term("loss/bbox_giou", "box", "bbox_giou", expected_giou),
+    Term("loss/coord", "slot", "coord_gate", coordinate_gate, logs_weighted=True),
+    Term("loss/coord", "slot", "coord_soft_ce", coordinate_soft_ce, logs_weighted=True),
+    Term("loss/coord", "slot", "coord_w1", coordinate_w1, logs_weighted=True),
+)
+OBSERVATIONS = (Observation("loss/coord_mass", "slot", coordinate_mass),)
+
+PER: Mapping[str, Per] = {row.metric: row.per for row in (*TERMS, *OBSERVATIONS)}
+"""The metrics of the loss in the order of their rows, and what each is summed over."""
+
+
+@dataclass(frozen=True)
+class PackLoss:
     """What one pack adds to the loss of its step.
 
-    `total` has the gradient and is scaled: summed over the packs of a step it is the step's loss. The others are
-    detached sums over the pack, before the weights of the box terms and before N and B; `num_samples`, `num_boxes` and
-    4 × `num_boxes` coordinates are what they were summed over.
+    `total` has the gradient and is scaled: summed over the packs of a step it is the step's loss. `sums` are detached
+    sums over the pack by metric, before the division by N, B or 4B; `counts` says over how many samples, boxes and
+    slots.
     """
 
     total: Tensor
-    ce: Tensor
-    bbox_l1: Tensor
-    bbox_giou: Tensor
-    coord: Tensor
-    coord_mass: Tensor
-    num_samples: int
-    num_boxes: int
+    sums: Mapping[str, Tensor]
+    counts: Mapping[Per, int]
 
-    def sums(self) -> Tensor:
-        """All numbers of the pack as one float32 tensor [6], so that they are read from the device at once."""
-        parts = (self.total.detach(), self.ce, self.bbox_l1, self.bbox_giou, self.coord, self.coord_mass)
-        return torch.stack(parts)
+    def numbers(self) -> Tensor:
+        """`total` and the sums in the order of PER, float32 [1 + metrics], so that a device is read once."""
+        return torch.stack([self.total.detach(), *(self.sums[metric] for metric in PER)])
 
 
-def loss_terms(scores: TokenScores, batch: PackedBatch, totals: StepTotals, weights: LossWeights) -> LossTerms:
+def loss_of(scores: TokenScores, batch: PackedBatch, totals: StepTotals, section: Stage2Section) -> PackLoss:
     """Compute a pack's loss from what its supervised positions score.
 
     L = ce / N + (bbox_l1_weight · L1 + bbox_giou_weight · (1 − GIoU)) / B + coordinate terms / 4B, with N and B of the
     whole optimizer step in `totals`.
     """
-    ce = ((scores.log_normalisers - scores.labels) * batch.ce_weights).sum()
-    log_mass = scores.boxes.logsumexp(-1) - scores.log_normalisers[batch.box_slots]
-    log_probabilities = torch.log_softmax(scores.boxes / weights.temperature, dim=-1)
-    probabilities = log_probabilities.exp()
-
-    expected, true = expected_coordinate(probabilities), batch.box_bins / (NUM_BINS - 1)
-    l1, giou = box_l1(expected, true).sum(), giou_loss(expected, true).sum()
-    coord = -weights.coord_gate * log_mass.sum()
-    if weights.coord_soft_ce:
-        coord = coord + weights.coord_soft_ce * soft_ce(log_probabilities, batch.box_bins, weights.target_sigma).sum()
-    if weights.coord_w1:
-        coord = coord + weights.coord_w1 * w1(probabilities, batch.box_bins).sum()
-
-    total = (
-        ce / totals.num_samples
-        + (weights.bbox_l1 * l1 + weights.bbox_giou * giou) / totals.num_boxes
-        + coord / (NUM_CORNER_VALUES * totals.num_boxes)
-    )
-    mass = log_mass.detach().exp().sum()
-    return LossTerms(
-        total, ce.detach(), l1.detach(), giou.detach(), coord.detach(), mass, batch.num_samples, batch.num_boxes
-    )
+    scored = Scored(scores, batch, section)
+    nothing = torch.zeros((), device=scores.log_normalisers.device)
+    sums = dict.fromkeys(PER, nothing)
+    parts: dict[Per, Tensor] = {}
+    for term in TERMS:
+        weight = term.weight_in(section)
+        if term.logs_weighted and not weight:
+            continue
+        value = term.compute(scored)
+        part = value if term.weight is None else weight * value
+        parts[term.per] = parts[term.per] + part if term.per in parts else part
+        sums[term.metric] = sums[term.metric] + (part if term.logs_weighted else value).detach()
+    for observation in OBSERVATIONS:
+        sums[observation.metric] = observation.compute(scored)
+    denominators: Mapping[Per, int] = {
+        "sample": totals.num_samples,
+        "box": totals.num_boxes,
+        "slot": NUM_CORNER_VALUES * totals.num_boxes,
+    }
+    total = sum((parts[per] / denominator for per, denominator in denominators.items() if per in parts), nothing)
+    num_boxes = batch.num_boxes
+    counts: Mapping[Per, int] = {
+        "sample": batch.num_samples,
+        "box": num_boxes,
+        "slot": NUM_CORNER_VALUES * num_boxes,
+    }
+    return PackLoss(total, sums, counts)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from learner.losses.terms import LossTerms
+from learner.losses.terms import PackLoss
 from learner.model.batch import PackedBatch
 from learner.model.forward import embed, encode_images
 from learner.model.loaded import LoadedModel
@@ -18,7 +18,7 @@ class Expectation:
     last_pass: LastPass
     num_passes: int
 
-    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> LossTerms:
+    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> PackLoss:
         images = encode_images(loaded, batch)  # once for all passes
         embeds = soft_context(
             loaded,
@@ -27,6 +27,6 @@ class Expectation:
             images,
             self.last_pass.coordinate_ids,
             num_passes=self.num_passes - 1,
-            temperature=self.last_pass.weights.temperature,
+            temperature=self.last_pass.section.softctx_temperature,
         )
         return self.last_pass(loaded, batch, totals, embeds, images)

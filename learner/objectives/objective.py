@@ -5,30 +5,31 @@ from typing import Protocol
 
 from torch import Tensor
 
-from learner.losses.terms import LossTerms, LossWeights, loss_terms
+from learner.losses.terms import PackLoss, loss_of
 from learner.model.batch import PackedBatch
 from learner.model.forward import ImageFeatures, at_predictors, hidden_states
 from learner.model.head import token_scores
 from learner.model.loaded import LoadedModel
 from learner.plan.step_plan import StepTotals
+from shared.config.stage2 import Stage2Section
 
 
 class Objective(Protocol):
     """The loss of one pack, with its gradient still to be taken."""
 
-    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> LossTerms: ...
+    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> PackLoss: ...
 
 
 @dataclass(frozen=True)
 class LastPass:
     """The pass that has the gradient. `coordinate_ids` are int64 [1000] in bin order, on the model's device."""
 
-    weights: LossWeights
+    section: Stage2Section
     coordinate_ids: Tensor
 
     def __call__(
         self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals, embeds: Tensor, images: ImageFeatures
-    ) -> LossTerms:
+    ) -> PackLoss:
         """Decode input embeddings and compare supervised positions, and no others, with their labels."""
         hidden = at_predictors(batch, hidden_states(loaded, batch, embeds, images))
-        return loss_terms(token_scores(loaded, hidden, batch, self.coordinate_ids), batch, totals, self.weights)
+        return loss_of(token_scores(loaded, hidden, batch, self.coordinate_ids), batch, totals, self.section)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from learner.losses.terms import LossTerms
+from learner.losses.terms import PackLoss
 from learner.model.batch import PackedBatch
 from learner.model.forward import embed, encode_images
 from learner.model.loaded import LoadedModel
@@ -16,6 +16,6 @@ class Supervised:
 
     last_pass: LastPass
 
-    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> LossTerms:
+    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> PackLoss:
         images = encode_images(loaded, batch)
         return self.last_pass(loaded, batch, totals, embed(loaded, batch, images), images)

@@ -163,11 +163,8 @@ def count_laps(tallies: Tallies, step_s: float, between: Lap, lap: Lap) -> None:
 def count_update(tallies: Tallies, update: StepResult) -> None:
     """Count the optimizer step under the names of section "Loss and optimizer" of docs/metrics.md."""
     tallies.count("loss", update.loss, 1)
-    tallies.count("loss/ce", update.ce, update.num_samples)
-    tallies.count("loss/bbox_l1", update.bbox_l1, update.num_boxes)
-    tallies.count("loss/bbox_giou", update.bbox_giou, update.num_boxes)
-    tallies.count("loss/coord", update.coord, update.num_slots)
-    tallies.count("loss/coord_mass", update.coord_mass, update.num_slots)
+    for metric, (value, count) in update.terms.items():
+        tallies.count(metric, value, count)
     tallies.note("grad_norm", update.grad_norm)
     tallies.note("learning_rate", update.learning_rate)
 

@@ -1,11 +1,13 @@
 """One optimizer step: gradients of its packs, summed, then one move of the weights."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from learner.losses.terms import PER, Per
 from learner.model.batch import PackedBatch
 from learner.model.loaded import LoadedModel
 from learner.objectives.objective import Objective
@@ -34,9 +36,9 @@ class _Learned:
     """One pack whose gradient is in, with its sums still on the device."""
 
     record_ids: tuple[str, ...]
-    num_boxes: int
-    sums: Tensor
-    """[6], as LossTerms.sums"""
+    counts: Mapping[Per, int]
+    numbers: Tensor
+    """[1 + metrics], as PackLoss.numbers"""
 
 
 class Learner:
@@ -79,11 +81,11 @@ class Learner:
         Nothing on the way waits for the device; the end of it does, so that a learner that is free can start at once.
         """
         watch = Stopwatch(self.loaded.device)
-        terms = objective(self.loaded, pack.batch, totals)
+        loss = objective(self.loaded, pack.batch, totals)
         watch.mark()
-        terms.total.backward()
+        loss.total.backward()
         watch.mark()
-        self._learned.append(_Learned(pack.batch.record_ids, terms.num_boxes, terms.sums()))
+        self._learned.append(_Learned(pack.batch.record_ids, loss.counts, loss.numbers()))
         forward_s, backward_s = watch.laps()
         return LearnedPack(
             record_ids=pack.batch.record_ids,
@@ -102,25 +104,21 @@ class Learner:
         """
         started = time.perf_counter()
         learned, self._learned = self._learned, []
-        sums = torch.stack([each.sums for each in learned]).cpu() if learned else torch.zeros(0, 6)
+        packs = [each.numbers for each in learned]
+        numbers = torch.stack(packs).cpu() if packs else torch.zeros(0, 1 + len(PER))
         norm = self._clipped_norm()
         try:
-            _check_finite(learned, sums, norm)
+            _check_finite(learned, numbers[:, 0], norm)
             learning_rate = self.optimizer.learning_rate
             self.optimizer.step()
         finally:
             self.optimizer.zero_grad()
         self._random = random_state()
-        loss, ce, l1, giou, coord, mass = sums.sum(0).tolist()
+        loss, *sums = numbers.sum(0).tolist()
+        counts = [sum(each.counts[per] for each in learned) for per in PER.values()]
         return StepResult(
             loss=loss,
-            ce=ce,
-            bbox_l1=l1,
-            bbox_giou=giou,
-            coord=coord,
-            coord_mass=mass,
-            num_samples=sum(len(each.record_ids) for each in learned),
-            num_boxes=sum(each.num_boxes for each in learned),
+            terms=dict(zip(PER, zip(sums, counts, strict=True), strict=True)),
             grad_norm=norm,
             learning_rate=learning_rate,
             optimizer_s=time.perf_counter() - started,
@@ -145,13 +143,13 @@ def random_state() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
 
-def _check_finite(learned: list[_Learned], sums: Tensor, norm: float) -> None:
-    finite = sums[:, 0].isfinite().tolist()
+def _check_finite(learned: list[_Learned], pack_losses: Tensor, norm: float) -> None:
+    finite = pack_losses.isfinite().tolist()
     if all(finite) and norm < float("inf"):
         return
     suspects = [each for each, good in zip(learned, finite, strict=True) if not good] or learned
     names = ", ".join(name for each in suspects for name in each.record_ids)
-    losses = ", ".join(f"{value:g}" for value in sums[:, 0].tolist())
+    losses = ", ".join(f"{value:g}" for value in pack_losses.tolist())
     raise NonFiniteLoss(
         f"loss or gradient is not finite (losses of the packs: {losses}; gradient norm {norm:g}). The weights are as "
         f"before this step. Records in question: {names}. Look at them, or lower the learning rate"

@@ -9,7 +9,6 @@ import pytest
 
 from learner.data.jsonl import Reading, RecordSource
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.losses.terms import LossWeights
 from learner.model.load import load_model, load_tokenizer
 from learner.objectives.expectation import Expectation
 from learner.objectives.rollout_matching import RolloutMatching
@@ -108,11 +107,10 @@ def test_every_loss_key_reaches_the_objectives(config_of: ConfigOf, vocabulary: 
     stage2 |= {"softctx_temperature": 0.5, "target_sigma": 3.0, "n_softctx_iter": 4}
     config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in stage2.items()))
     objectives = objectives_for(config, load_model(config.model.model, dtype="float32", device="cpu"), vocabulary)
-    expected = LossWeights(**weights, temperature=0.5, target_sigma=3.0)
     assert isinstance(objectives.expectation, Expectation)
     assert isinstance(objectives.rollout_matching, RolloutMatching)
     assert objectives.expectation.num_passes == 4
-    assert objectives.expectation.last_pass.weights == objectives.rollout_matching.last_pass.weights == expected
+    assert objectives.expectation.last_pass.section == objectives.rollout_matching.last_pass.section == config.stage2
 
 
 def test_packs_are_filled_and_held_as_written(config_of: ConfigOf) -> None:

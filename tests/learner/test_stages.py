@@ -151,7 +151,7 @@ async def test_a_lost_sample_is_reported_and_the_others_are_taught(
             names = sorted([sample.target.record_id async for sample in samples])
     assert names == ["data:1", "data:3"]
     with ComputeLane() as lane:
-        lost = report.closed(StepResult(*[0.0] * 6, 0, 0, 0.0, 0.0, 0.0), lane).lost
+        lost = report.closed(StepResult(0.0, {}, 0.0, 0.0, 0.0), lane).lost
     assert [each.request.uid for each in lost] == ["data:2"]
 
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from learner.checkpoints.checkpoint import Checkpoints, latest_checkpoint, read_state
 from learner.checkpoints.start import Start, start_of
-from learner.losses.terms import LossWeights
 from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.objectives.expectation import Expectation
@@ -23,7 +22,7 @@ from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
 from shared.base_model import base_model
 from shared.config.models import Config
-from shared.config.stage2 import GuardSection
+from shared.config.stage2 import GuardSection, Stage2Section
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError, DataError
 
@@ -50,7 +49,7 @@ class Run:
         self.learner = Learner(self.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
         self.checkpoints = Checkpoints(self.loaded, self.optimizer, Guard(GuardSection()), training, "digest")
         self.progress = Progress(num_steps=6)
-        self.objective = Expectation(LastPass(LossWeights(), bench.coordinate_ids), 2)
+        self.objective = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)
 
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> None:
         for _ in range(steps):

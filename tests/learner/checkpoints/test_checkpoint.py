@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from learner.checkpoints.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state, set_aside_later
-from learner.losses.terms import LossWeights
 from learner.model.load import load_model, load_tokenizer
 from learner.objectives.objective import LastPass
 from learner.objectives.supervised import Supervised
@@ -22,7 +21,7 @@ from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
-from shared.config.stage2 import GuardSection
+from shared.config.stage2 import GuardSection, Stage2Section
 from shared.config.training import TrainingSection
 from shared.errors import DataError
 
@@ -46,7 +45,7 @@ class Trained:
 
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> list[float]:
         losses = []
-        objective = Supervised(LastPass(LossWeights(), self.bench.coordinate_ids))
+        objective = Supervised(LastPass(Stage2Section(), self.bench.coordinate_ids))
         for _ in range(steps):
             sample = self.bench.sample(self.progress.step, 2)
             self.learner.accumulate(self.learner.lay_out(pack_of(sample)), objective, totals_of(sample))

@@ -1,22 +1,22 @@
 """The loss of a pack put together from its terms, on logits made by hand."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from learner.losses.terms import LossTerms, LossWeights, loss_terms
+from learner.losses.terms import PackLoss, loss_of
 from learner.model.batch import PackedBatch
 from learner.model.head import TokenScores
 from learner.plan.step_plan import StepTotals
+from shared.config.stage2 import Stage2Section
 
 NUM_WORDS = 24
 COORDINATE_IDS = torch.arange(NUM_WORDS, NUM_WORDS + 1000)
 BINS = (100, 200, 300, 400)
 NOTHING = torch.zeros(0, dtype=torch.long)
-ONLY_CE = LossWeights(bbox_l1=0, bbox_giou=0, coord_gate=0)
+ONLY_CE = Stage2Section(bbox_l1_weight=0, bbox_giou_weight=0, coord_gate_weight=0)
 
 
 def batch_of(
@@ -41,14 +41,14 @@ def batch_of(
     )
 
 
-def terms_of(scores: Tensor, batch: PackedBatch, totals: StepTotals, weights: LossWeights) -> LossTerms:
+def terms_of(scores: Tensor, batch: PackedBatch, totals: StepTotals, weights: Stage2Section) -> PackLoss:
     """The loss of logits [S, vocabulary]."""
     labels = scores.gather(1, batch.labels[:, None])[:, 0]
     read = TokenScores(scores.logsumexp(-1), labels, scores[batch.box_slots][..., COORDINATE_IDS])
-    return loss_terms(read, batch, totals, weights)
+    return loss_of(read, batch, totals, weights)
 
 
-def one_box(weights: LossWeights, scores: Tensor, totals: StepTotals = StepTotals(2, 1)) -> LossTerms:
+def one_box(weights: Stage2Section, scores: Tensor, totals: StepTotals = StepTotals(2, 1)) -> PackLoss:
     batch = batch_of([NUM_WORDS + bin for bin in BINS], [0.0] * 4, [[0, 1, 2, 3]], [BINS])
     return terms_of(scores, batch, totals, weights)
 
@@ -63,55 +63,61 @@ def test_cross_entropy_is_torchs_own() -> None:
     scores, labels, weights = torch.randn(5, NUM_WORDS + 1000), torch.tensor([0, 3, 29, 3, 7]), torch.rand(5)
     expected = torch.nn.functional.cross_entropy(scores, labels, reduction="none") @ weights
     terms = terms_of(scores, batch_of(labels.tolist(), weights.tolist(), [], []), StepTotals(1, 1), ONLY_CE)
-    torch.testing.assert_close(terms.ce, expected)
+    torch.testing.assert_close(terms.sums["loss/ce"], expected)
 
 
 def test_cross_entropy_is_weighted_and_divided_by_the_samples_of_the_step() -> None:
     batch = batch_of([1, 2, 3], [0.5, 0.25, 0.0], [], [])
     terms = terms_of(torch.zeros(3, NUM_WORDS + 1000), batch, StepTotals(10, 1), ONLY_CE)
-    assert terms.ce.item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000))
+    assert terms.sums["loss/ce"].item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000))
     assert terms.total.item() == pytest.approx(0.75 * math.log(NUM_WORDS + 1000) / 10)
-    assert (terms.num_samples, terms.num_boxes) == (2, 0)
+    assert (terms.counts["sample"], terms.counts["box"]) == (2, 0)
 
 
 def test_a_box_that_is_right_and_certain_costs_nothing() -> None:
-    terms = one_box(LossWeights(coord_w1=1.0), certain_of(BINS))
+    terms = one_box(Stage2Section(coord_w1_weight=1.0), certain_of(BINS))
     assert terms.total.item() == pytest.approx(0.0, abs=1e-5)
-    assert terms.coord_mass.item() == pytest.approx(4.0)
+    assert terms.sums["loss/coord_mass"].item() == pytest.approx(4.0)
 
 
 def test_box_terms_are_divided_by_the_boxes_of_the_step() -> None:
     shifted = (100, 200, 300, 300)  # half the height: IoU 1/2, hull = true box
-    terms = one_box(LossWeights(bbox_l1=2, bbox_giou=1, coord_gate=0), certain_of(shifted), StepTotals(2, 5))
-    assert terms.bbox_l1.item() == pytest.approx(100 / 999 / 4)
-    assert terms.bbox_giou.item() == pytest.approx(0.5, abs=1e-5)
+    terms = one_box(
+        Stage2Section(bbox_l1_weight=2, bbox_giou_weight=1, coord_gate_weight=0), certain_of(shifted), StepTotals(2, 5)
+    )
+    assert terms.sums["loss/bbox_l1"].item() == pytest.approx(100 / 999 / 4)
+    assert terms.sums["loss/bbox_giou"].item() == pytest.approx(0.5, abs=1e-5)
     assert terms.total.item() == pytest.approx((2 * 100 / 999 / 4 + 0.5) / 5, rel=1e-4)
 
 
 def test_the_gate_is_the_log_of_the_mass_inside_the_coordinates() -> None:
     terms = one_box(
-        LossWeights(bbox_l1=0, bbox_giou=0, coord_gate=3), torch.zeros(4, NUM_WORDS + 1000), StepTotals(2, 5)
+        Stage2Section(bbox_l1_weight=0, bbox_giou_weight=0, coord_gate_weight=3),
+        torch.zeros(4, NUM_WORDS + 1000),
+        StepTotals(2, 5),
     )
     mass = 1000 / (NUM_WORDS + 1000)
-    assert terms.coord_mass.item() == pytest.approx(4 * mass)
-    assert terms.coord.item() == pytest.approx(-3 * 4 * math.log(mass), rel=1e-4)
+    assert terms.sums["loss/coord_mass"].item() == pytest.approx(4 * mass)
+    assert terms.sums["loss/coord"].item() == pytest.approx(-3 * 4 * math.log(mass), rel=1e-4)
     assert terms.total.item() == pytest.approx(-3 * math.log(mass) / 5, rel=1e-4)
 
 
 def test_temperature_sharpens_the_expectation_and_leaves_the_gate_alone() -> None:
     scores = torch.zeros(4, NUM_WORDS + 1000)
     scores[:, NUM_WORDS] = 4.0
-    warm, cold = (one_box(LossWeights(temperature=tau), scores) for tau in (1.0, 0.1))
-    assert cold.bbox_l1.item() == pytest.approx(sum(BINS) / 4 / 999, rel=1e-3)  # all mass on bin 0
-    assert warm.bbox_l1.item() < cold.bbox_l1.item()
-    assert cold.coord.item() == warm.coord.item()
+    warm, cold = (one_box(Stage2Section(softctx_temperature=tau), scores) for tau in (1.0, 0.1))
+    assert cold.sums["loss/bbox_l1"].item() == pytest.approx(sum(BINS) / 4 / 999, rel=1e-3)  # all mass on bin 0
+    assert warm.sums["loss/bbox_l1"].item() < cold.sums["loss/bbox_l1"].item()
+    assert cold.sums["loss/coord"].item() == warm.sums["loss/coord"].item()
 
 
 @pytest.mark.parametrize("name", ["bbox_l1", "bbox_giou", "coord_gate", "coord_soft_ce", "coord_w1"])
 def test_each_weight_scales_its_own_term(name: str) -> None:
     scores = torch.randn(4, NUM_WORDS + 1000, generator=torch.Generator().manual_seed(0))
-    none = LossWeights(bbox_l1=0, bbox_giou=0, coord_gate=0)
-    one, three = (one_box(replace(none, **{name: weight}), scores).total.item() for weight in (1.0, 3.0))
+    none = Stage2Section(bbox_l1_weight=0, bbox_giou_weight=0, coord_gate_weight=0)
+    one, three = (
+        one_box(none.model_copy(update={f"{name}_weight": weight}), scores).total.item() for weight in (1.0, 3.0)
+    )
     assert one_box(none, scores).total.item() == 0
     assert one > 0
     assert three == pytest.approx(3 * one, rel=1e-5)

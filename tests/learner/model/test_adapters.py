@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from learner.losses.terms import LossWeights
 from learner.model.adapters import adapted_layers
 from learner.model.freeze import part_of
 from learner.model.load import load_model
@@ -17,6 +16,7 @@ from learner.model.tiny import build_tiny
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
+from shared.config.stage2 import Stage2Section
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
 
@@ -141,7 +141,7 @@ def test_holding_the_base_in_bfloat16_changes_no_loss(
     file = tmp_path / "model.safetensors"
     save_file({n: t.bfloat16().float() for n, t in load_file(file).items()}, file, metadata={"format": "pt"})
     sample = bench.sample(0, 3)
-    objective = Expectation(LastPass(LossWeights(), bench.coordinate_ids), num_passes)
+    objective = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), num_passes)
     losses = []
     for tuner in (TunerSection(), TunerSection(train_type="lora")):
         loaded = load_model(str(tmp_path), dtype="bfloat16", device="cpu", tuner=tuner)

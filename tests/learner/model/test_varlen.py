@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.losses.terms import LossWeights
 from learner.model import varlen
 from learner.model.batch import Layout
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
+from shared.config.stage2 import Stage2Section
 from shared.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ def test_loss_and_gradients_are_those_of_attention_by_matrix_products(
             merge_size=bench.loaded.merge_size,
             layout=layout,
         )
-        terms = Expectation(LastPass(LossWeights(), bench.coordinate_ids), 2)(
+        terms = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)(
             bench.loaded, batch, step_totals_of(*samples)
         )
         terms.total.backward()  # type: ignore[no-untyped-call]

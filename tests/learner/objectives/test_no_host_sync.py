@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from learner.losses.terms import LossWeights
 from learner.model.batch import Layout
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
 from learner.packing.patches import patch_layout
+from shared.config.stage2 import Stage2Section
 
 META = torch.device("meta")
-ALL_TERMS = LossWeights(coord_soft_ce=1, coord_w1=1)
+ALL_TERMS = Stage2Section(coord_soft_ce_weight=1, coord_w1_weight=1)
 
 
 @pytest.mark.parametrize("layout", ["rows", "flat"])
@@ -42,7 +42,7 @@ def test_a_step_reads_no_value(
     objective = Expectation(LastPass(ALL_TERMS, bench.coordinate_ids.to(META)), 3)
     terms = objective(loaded, batch, step_totals_of(*samples))
     terms.total.backward()
-    assert terms.sums().device == META
+    assert terms.numbers().device == META
     assert all(p.grad is not None and p.grad.device == META for p in loaded.model.parameters())
     with pytest.raises(RuntimeError, match="meta"):
         terms.total.item()

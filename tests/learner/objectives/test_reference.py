@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.losses.terms import LossWeights
 from learner.model.batch import Layout
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass, Objective
@@ -18,9 +17,12 @@ from learner.objectives.supervised import Supervised
 from learner.packing.collate import collate
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
+from shared.config.stage2 import Stage2Section
 from shared.config.training import TrainingSection, TunerSection
 
-WEIGHTS = LossWeights(coord_gate=0.7, coord_soft_ce=0.4, coord_w1=0.9, temperature=0.8, target_sigma=3.0)
+WEIGHTS = Stage2Section(
+    coord_gate_weight=0.7, coord_soft_ce_weight=0.4, coord_w1_weight=0.9, softctx_temperature=0.8, target_sigma=3.0
+)
 
 
 def plain_logits(bench: Any, sample: Any, embeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -44,7 +46,7 @@ def plain_logits(bench: Any, sample: Any, embeds: Tensor | None = None) -> tuple
     return model.lm_head(hidden)[0], embeds
 
 
-def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: LossWeights) -> Tensor:
+def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: Stage2Section) -> Tensor:
     """The step's loss, sample by sample, slot by slot."""
     ids = bench.coordinate_ids
     num_boxes = sum(len(sample.target.boxes) for sample in samples)
@@ -55,7 +57,7 @@ def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: Los
             softened = embeds.clone()
             for places, _ in sample.target.boxes:
                 for place in places:
-                    p = torch.softmax(scores[place - 1, ids] / weights.temperature, -1).detach()
+                    p = torch.softmax(scores[place - 1, ids] / weights.softctx_temperature, -1).detach()
                     softened[0, place] = p @ bench.loaded.model.get_input_embeddings()(ids).detach()
             scores, _ = plain_logits(bench, sample, softened)
         target = sample.target
@@ -67,8 +69,8 @@ def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: Los
     return total
 
 
-def plain_box_loss(scores: Tensor, bins: tuple[int, ...], ids: Tensor, weights: LossWeights) -> Tensor:
-    p = torch.softmax(scores[:, ids] / weights.temperature, -1)
+def plain_box_loss(scores: Tensor, bins: tuple[int, ...], ids: Tensor, weights: Stage2Section) -> Tensor:
+    p = torch.softmax(scores[:, ids] / weights.softctx_temperature, -1)
     k = torch.arange(1000)
     c, t = (p * k / 999).sum(-1), torch.tensor(bins) / 999
     x1, x2 = sorted((c[0], c[2]))
@@ -84,9 +86,9 @@ def plain_box_loss(scores: Tensor, bins: tuple[int, ...], ids: Tensor, weights: 
         gaussian = torch.exp(-((k - bin) ** 2) / (2 * weights.target_sigma**2))
         soft = -(gaussian / gaussian.sum() * p[slot].log()).sum()
         w1 = (p[slot].cumsum(0) - (k >= bin).float()).abs().sum() / 999
-        coordinate = coordinate - weights.coord_gate * mass.log()
-        coordinate = coordinate + weights.coord_soft_ce * soft + weights.coord_w1 * w1
-    return weights.bbox_l1 * (c - t).abs().mean() + weights.bbox_giou * (1 - giou) + coordinate / 4
+        coordinate = coordinate - weights.coord_gate_weight * mass.log()
+        coordinate = coordinate + weights.coord_soft_ce_weight * soft + weights.coord_w1_weight * w1
+    return weights.bbox_l1_weight * (c - t).abs().mean() + weights.bbox_giou_weight * (1 - giou) + coordinate / 4
 
 
 def gradients(bench: Any, loss: Tensor) -> dict[str, Tensor]:

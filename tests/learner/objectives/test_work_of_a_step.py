@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.losses.terms import LossWeights
 from learner.model import chunked_head
 from learner.model.batch import Layout, PackedBatch
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
+from shared.config.stage2 import Stage2Section
 
 NUM_PASSES = 3
 LAST = NUM_PASSES
@@ -66,7 +66,7 @@ def batch(request: pytest.FixtureRequest, workbench: Any, pack_of: Callable[...,
 @pytest.fixture
 def step(workbench: Any, batch: PackedBatch, step_totals_of: Callable[..., Any]) -> Callable[[], None]:
     """The forward and backward pass of Channel A."""
-    objective = Expectation(LastPass(LossWeights(), workbench.coordinate_ids), NUM_PASSES)
+    objective = Expectation(LastPass(Stage2Section(), workbench.coordinate_ids), NUM_PASSES)
     totals = step_totals_of(workbench.sample(0, 3), workbench.sample(1, 0), workbench.sample(2, 1))
     return lambda: objective(workbench.loaded, batch, totals).total.backward()
 

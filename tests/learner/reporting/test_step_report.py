@@ -28,9 +28,15 @@ FAR = GroundTruthObject("ghost", "bbox_2d", (10, 800, 60, 900))
 
 
 def update(**changes: Any) -> StepResult:
-    sums = {"loss": 1.5, "ce": 3.0, "bbox_l1": 0.6, "bbox_giou": 1.2, "coord": 2.4, "coord_mass": 9.0}
-    rest = {"num_samples": 2, "num_boxes": 3, "grad_norm": 0.7, "learning_rate": 1e-3, "optimizer_s": 0.0}
-    return StepResult(**{**sums, **rest, **changes})
+    terms = {
+        "loss/ce": (3.0, 2),
+        "loss/bbox_l1": (0.6, 3),
+        "loss/bbox_giou": (1.2, 3),
+        "loss/coord": (2.4, 12),
+        "loss/coord_mass": (9.0, 12),
+    }
+    rest = {"loss": 1.5, "terms": terms, "grad_norm": 0.7, "learning_rate": 1e-3, "optimizer_s": 0.0}
+    return StepResult(**{**rest, **changes})
 
 
 def pack(**changes: Any) -> LearnedPack:
@@ -198,8 +204,7 @@ def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learne
     report.decoded(time.monotonic())
     lost = LostSample(learned_of("{}").rollout.request, "engine_error", "died", retryable=True)
     report.add_lost(lost)
-    sums = dict.fromkeys(("loss", "ce", "bbox_l1", "bbox_giou", "coord", "coord_mass"), 0.0)
-    record = closed(report, **sums, num_samples=0, num_boxes=0)
+    record = closed(report, loss=0.0, terms={"loss/ce": (0.0, 0)})
     assert record.lost == (lost,)
     assert record.tallies.reduced()["packing/num_packs"] == 0
 

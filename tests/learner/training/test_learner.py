@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from learner.losses.terms import LossTerms, LossWeights
+from learner.losses.terms import PackLoss
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass, Objective
 from learner.plan.step_plan import StepTotals
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
+from shared.config.stage2 import Stage2Section
 from shared.config.training import TrainingSection
 from shared.errors import NonFiniteLoss
 
@@ -29,7 +30,7 @@ def learner_on(bench: Any, **keys: Any) -> Learner:
 
 
 def channel_a(bench: Any) -> Objective:
-    return Expectation(LastPass(LossWeights(), bench.coordinate_ids), 2)
+    return Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)
 
 
 def weights_of(bench: Any) -> dict[str, torch.Tensor]:
@@ -49,8 +50,8 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
         moved.append(weights_of(bench))
     assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-5)
     assert updates[0].grad_norm == pytest.approx(updates[1].grad_norm, rel=1e-4)
-    assert (updates[0].num_samples, updates[0].num_boxes, updates[0].num_slots) == (4, 6, 24)
-    # AdamW's first step is the learning rate times g / |g|: where a gradient is hardly more than rounding, a part of it.
+    assert [count for _, count in updates[0].terms.values()] == [4, 6, 6, 24, 24]
+    # AdamW's first step is the learning rate times g / |g|: a part of it where a gradient is hardly more than rounding.
     for name, weight in moved[1].items():
         torch.testing.assert_close(moved[0][name], weight, rtol=0, atol=2.5e-4)
 
@@ -80,9 +81,10 @@ def test_the_loss_is_made_of_its_reported_sums(workbench: Any, pack_of: Any, ste
     learner = learner_on(workbench)
     learner.accumulate(learner.lay_out(pack_of(*samples)), channel_a(workbench), step_totals_of(*samples))
     update = learner.update()
-    boxes = 2.0 * update.bbox_l1 + 1.0 * update.bbox_giou
-    assert update.loss == pytest.approx(update.ce / 3 + boxes / 6 + update.coord / 24, rel=1e-5)
-    assert 0 < update.coord_mass <= update.num_slots
+    sums = {metric: value for metric, (value, _) in update.terms.items()}
+    boxes = 2.0 * sums["loss/bbox_l1"] + 1.0 * sums["loss/bbox_giou"]
+    assert update.loss == pytest.approx(sums["loss/ce"] / 3 + boxes / 6 + sums["loss/coord"] / 24, rel=1e-5)
+    assert 0 < sums["loss/coord_mass"] <= 24
 
 
 def test_a_lost_sample_counts_as_zero(workbench_of: Any, pack_of: Any, step_totals_of: Any) -> None:
@@ -98,7 +100,7 @@ def test_a_lost_sample_counts_as_zero(workbench_of: Any, pack_of: Any, step_tota
 def test_a_step_without_any_pack_leaves_the_weights(workbench: Any) -> None:
     before, learner = weights_of(workbench), learner_on(workbench)
     update = learner.update()
-    assert (update.loss, update.num_samples, update.grad_norm) == (0.0, 0, 0.0)
+    assert (update.loss, update.terms["loss/ce"], update.grad_norm) == (0.0, (0.0, 0), 0.0)
     assert all(weight.equal(before[name]) for name, weight in weights_of(workbench).items())
 
 
@@ -141,7 +143,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step_too(workbench: Any, pack_o
     class RootAtZero:
         """A finite loss whose slope is not."""
 
-        def __call__(self, loaded: Any, batch: Any, totals: StepTotals) -> LossTerms:
+        def __call__(self, loaded: Any, batch: Any, totals: StepTotals) -> PackLoss:
             terms = channel_a(workbench)(loaded, batch, totals)
             return replace(terms, total=(terms.total - terms.total.detach()).sqrt())
 

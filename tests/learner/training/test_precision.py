@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from learner.losses.terms import LossWeights
 from learner.objectives.expectation import Expectation
 from learner.objectives.objective import LastPass
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
+from shared.config.stage2 import Stage2Section
 from shared.config.training import TrainingSection
 
 
@@ -25,7 +25,7 @@ class Run:
         self.bench, self.pack_of, self.totals_of = bench, pack_of, totals_of
         self.optimizer = StepOptimizer(bench.loaded.model, training, 10)
         self.learner = Learner(bench.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
-        self.objective = Expectation(LastPass(LossWeights(), bench.coordinate_ids), 2)
+        self.objective = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)
 
     def train(self, steps: int) -> list[float]:
         losses = []
