@@ -23,12 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.measure import print_measure, seconds_of
 from benchmarks.reference.plain_step import PlainTrainer
 from benchmarks.training_pack import SIZES, made_up_pack, save_model
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.batch import PackedBatch
 from learner.model.load import load_model, load_tokenizer
 from learner.model.loaded import LoadedModel
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
 from learner.packing.packer import Pack
 from learner.packing.patches import patch_layout

@@ -29,10 +29,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measure import compared, print_measure
 from benchmarks.two_processes import free_port, servers, write_config
+from learner.decoding.opening import publisher_of
 from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
-from learner.parts import publisher_for
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Published, WeightPublisher
@@ -91,7 +91,7 @@ class Bench:
             client = await stack.enter_async_context(httpx.AsyncClient(base_url=self.url, trust_env=False))
             channels = [WeightChannel(client, TIMEOUT_S)]
             lane = stack.enter_context(ComputeLane())
-            yield stack.enter_context(closing(publisher_for(config, channels, loaded, lane)))
+            yield stack.enter_context(closing(publisher_of(config, channels, loaded, lane)))
 
     def measure(self, loaded: LoadedModel, mode: SyncMode, transport: Transport, runs: int) -> int:
         """Print how long publishing takes as a multiple of moving the bytes; returns how many those of tensors are."""

@@ -186,6 +186,6 @@ async def trained(
     torch.set_num_threads(1)
     with on_core(core):
         async with open_run(loaded, Console(file=io.StringIO()), loaded.training.output_dir) as run:
-            computing = learner(run.learner) if learner else run.learner
+            computing = learner(run.training.learner) if learner else run.training.learner
             await train(replace(run, sinks=recorder, learner=computing, in_order=False))  # type: ignore[arg-type]
     return recorder.steps

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from compose.environment import TOKEN_VARIABLE
 from compose.launch_plan import LaunchPlan
 from compose.process import ProcessSpec
+from learner.plan.schedule import channel_of, decode_starts
 from shared.config.models import Config
 from shared.config.origins import values_with_origins
 
@@ -40,19 +41,17 @@ def _changes(inherited: Mapping[str, str], given: Mapping[str, str]) -> dict[str
 
 
 def _schedule(config: Config) -> Iterator[str]:
-    pattern = config.stage2.schedule.pattern or ("A",)
-    if config.custom.trainer_variant == "stage1_sft":
+    if config.is_stage_1:
         yield f"every step: {config.effective_batch_size} records, teacher-forced"
         return
-    rollout, next_decode = config.rollout, 0
+    versions = dict(decode_starts(config.pattern, config.rollout.max_lag, NUM_STEPS))
     for step in range(NUM_STEPS):
-        if pattern[step % len(pattern)] == "A":
-            passes = config.stage2.n_softctx_iter
-            yield f"step {step}  A  {config.effective_batch_size} records, {passes} passes"
-            continue
-        version = max(next_decode, step - rollout.max_lag)
-        next_decode = step + 1
-        yield (
-            f"step {step}  B  {config.rollouts_per_step} rollouts of the weights of step {version}, "
-            f"at most {rollout.max_new_tokens} new tokens each"
-        )
+        letter = channel_of(step, config.pattern).value
+        num_records = config.records_per_step[letter]
+        if step in versions:
+            yield (
+                f"step {step}  {letter}  {num_records} rollouts of the weights of step {versions[step]}, "
+                f"at most {config.rollout.max_new_tokens} new tokens each"
+            )
+        else:
+            yield f"step {step}  {letter}  {num_records} records, {config.stage2.n_softctx_iter} passes"

@@ -16,11 +16,11 @@ import orjson
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from learner.build import encoder_for, reading_for
 from learner.checkpoints.start import start_of
 from learner.data.encoding import Encoder
 from learner.data.jsonl import Reading, RecordSource
 from learner.data.lengths import check_validation_prompts, most_tokens, without_long_records
+from learner.data.opening import open_encoder, reading_of
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
 from learner.model.load import load_tokenizer
@@ -70,8 +70,8 @@ def packages(config: Config) -> Finding:
     """Whether the optional packages that the run asks for are installed."""
 
     def look() -> str:
-        check_trackers(config)
-        check_best_metric(config)
+        check_trackers(config.training)
+        check_best_metric(config.training)
         return "all that the run asks for are installed"
 
     finding = checked("packages", look)
@@ -117,7 +117,7 @@ def reader_of(config: Config, folder: Path) -> tuple[Reader, str]:
             f"model.model: {len(beyond)} coordinate tokens of {folder} have ids from {min(beyond)} on, its vocabulary "
             f"is {size}; resize its embeddings and train them"
         )
-    encoder = encoder_for(config, str(folder), tokenizer)
+    encoder = open_encoder(config, str(folder), tokenizer)
     return Reader(vocabulary, encoder), f"all 1000 coordinate tokens, ids below the vocabulary of {size}"
 
 
@@ -133,7 +133,7 @@ def vocabulary_size(folder: Path) -> int:
 def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:
     """Every line of both files, the first images, and whether prompts and answers fit."""
     custom = config.custom
-    reading = replace(reading_for(config, reader.vocabulary, "error"), check_images=False)
+    reading = replace(reading_of(config, reader.vocabulary, "error"), check_images=False)
     source, finding = attempt(
         "training data", partial(source_of, custom.train_jsonl, reading, custom.train_sample_limit)
     )
@@ -187,7 +187,7 @@ def images(config: Config, reader: Reader) -> str:
     custom = config.custom
     limit = min(NUM_IMAGES, custom.train_sample_limit or NUM_IMAGES)
     source, _ = RecordSource.opened(
-        custom.train_jsonl, reading_for(config, reader.vocabulary, "error"), seed=None, limit=limit
+        custom.train_jsonl, reading_of(config, reader.vocabulary, "error"), seed=None, limit=limit
     )
     encoded = reader.encoder.encode_now(source.in_file_order()[0])
     return (

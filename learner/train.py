@@ -2,38 +2,32 @@
 
 import anyio
 
-from learner.plan.schedule import Channel
 from learner.reporting.step_report import StepReport
 from learner.run import Run
-from learner.stages import ground_truth_targets, packed, rollout_targets
+from learner.stages import packed, samples_of
 
 
 async def train(run: Run) -> None:
     """Train to the end of the plan. One turn of the loop is one optimizer step."""
-    async with run.decoder.running():
+    learner, lane, decoder, reporting = run.training.learner, run.training.lane, run.decoding.decoder, run.reporting
+    async with decoder.running():
         if run.evaluation.due_before_training(run.progress):
             await run.evaluate()
         async for step in run.steps():
-            report = StepReport.opened(step, run.account)
-            await run.decoder.open_next(step, report)  # this step's decoding, or that of a B step ahead
-            match step.channel:
-                case Channel.A:
-                    objective = run.objectives.expectation
-                    targets = ground_truth_targets(step, run.encoder, run.teacher, report)
-                case Channel.B:
-                    objective = run.objectives.rollout_matching
-                    targets = rollout_targets(step, run.decoder, run.teacher, report)
-            async with packed(step, targets, run.packer, run.learner.lay_out, run.in_order) as packs:
+            kind, report = run.channels[step.channel], StepReport.opened(step, run.decoding.account)
+            report.add_time("time/sync_s", await decoder.open_next(step))  # this step's decoding, or that of one ahead
+            samples = samples_of(step, kind, run.sources, report.add_taught)
+            async with packed(step, samples, run.packer, learner.lay_out, run.in_order) as packs:
                 async for pack in packs:  # decoding goes on while we learn
-                    report.add_pack(await run.compute(run.learner.accumulate, pack, objective, step.totals))
+                    report.add_pack(await lane(learner.accumulate, pack, kind.objective, step.totals))
             report.check_complete()
             with anyio.CancelScope(shield=True):  # a step that moves the weights is counted and logged
-                update = await run.compute(run.learner.update)  # exactly one optimizer step
+                result = await lane(learner.update)  # exactly one optimizer step
                 run.progress.advance(step)
-                record = report.closed(update, run.compute)
-                run.sinks.write(record)
-            await run.monitor.write(record)
-            run.sinks.warn(run.guard.watch(record))
+                record = report.closed(result, lane)
+                reporting.sinks.write(record)
+            await reporting.monitor.write(record)
+            reporting.sinks.warn(reporting.guard.watch(record))
             if run.evaluation.due(run.progress):
                 run.checkpoints.score(run.progress, await run.evaluate())
             if run.checkpoints.due(run.progress):

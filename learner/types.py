@@ -1,7 +1,7 @@
 """What travels through a learner, from a record to an optimizer step. No torch: a step is planned without tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,13 +99,36 @@ class LostSample:
 
 
 @dataclass(frozen=True)
+class DecodingStart:
+    """When a step's answers were first asked for (`time.monotonic`), and the seconds that their records took to encode.
+
+    DecodingStart(first_request_at=8123.4, encode_s=0.21)
+    """
+
+    first_request_at: float
+    encode_s: float
+
+
+@dataclass(frozen=True)
+class TaughtRecord:
+    """A record's own answer as a sample, and the seconds that the record was waited for."""
+
+    sample: TrainingSample
+    encode_s: float
+
+
+@dataclass(frozen=True)
 class TaughtRollout:
-    """A rollout with all that was made of it."""
+    """A rollout with all that was made of it, and the seconds that parsing, matching and the target took."""
 
     rollout: Rollout
     parsed: ParsedRollout
     match: Match
     sample: TrainingSample
+    make_s: float = 0.0
+
+    def timed(self, make_s: float) -> "TaughtRollout":
+        return replace(self, make_s=make_s)
 
 
 @dataclass(frozen=True)

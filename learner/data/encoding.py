@@ -57,6 +57,24 @@ class Encoder:
         """Encode a record in a worker thread. Raises DataError when its image cannot be used."""
         return await to_thread.run_sync(self.encode_now, record, limiter=self._limiter)
 
+    async def encode_in_order(self, records: Sequence[Record]) -> AsyncGenerator[EncodedRecord, None]:
+        """Encode records side by side; each is handed on in its turn once it is done, however slow the taker is."""
+        encoded: dict[int, EncodedRecord] = {}
+        done = [anyio.Event() for _ in records]
+
+        async def encode(place: int) -> None:
+            encoded[place] = await self.encode(records[place])
+            done[place].set()
+
+        async with task_group() as tasks:
+            for place in range(min(MOST_ENCODED, len(records))):
+                tasks.start_soon(encode, place)
+            for place in range(len(records)):
+                await done[place].wait()
+                yield encoded.pop(place)
+                if place + MOST_ENCODED < len(records):
+                    tasks.start_soon(encode, place + MOST_ENCODED)
+
     def encode_now(self, record: Record) -> EncodedRecord:
         """`encode`, in this thread."""
         image = self._images.read(record)
@@ -72,23 +90,3 @@ class Encoder:
         place = self.request_token_ids.index(self._placeholder)
         placeholders = (self._placeholder,) * self._images.num_tokens(grid)
         return self.request_token_ids[:place] + placeholders + self.request_token_ids[place + 1 :]
-
-
-async def encode_in_order(records: Sequence[Record], encoder: Encoder) -> AsyncGenerator[EncodedRecord, None]:
-    """Encode records side by side; each is handed on in its turn as soon as it is done, however slow the taker is."""
-
-    encoded: dict[int, EncodedRecord] = {}
-    done = [anyio.Event() for _ in records]
-
-    async def encode(place: int) -> None:
-        encoded[place] = await encoder.encode(records[place])
-        done[place].set()
-
-    async with task_group() as tasks:
-        for place in range(min(MOST_ENCODED, len(records))):
-            tasks.start_soon(encode, place)
-        for place in range(len(records)):
-            await done[place].wait()
-            yield encoded.pop(place)
-            if place + MOST_ENCODED < len(records):
-                tasks.start_soon(encode, place + MOST_ENCODED)

@@ -1,35 +1,39 @@
 """Decoding for B steps, begun as early as `max_lag` lets their answers be old.
 
-    the loop ── open_next ── _decode, a task ── one hand-off a group ── results ── the B step's targets
+    the loop ── open_next ── _decode, a task ── one hand-off a group ── answers ── the step that learns them
 
 At most one B step is decoded at a time, so a publish meets no open batch. While a step learns its own answers, few of
 them wait, and when it is slow no new ones are asked for; what is decoded ahead waits whole, so memory holds the answers
 of one step.
 """
 
+from __future__ import annotations
+
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
-from learner.data.encoding import Encoder, encode_in_order
 from learner.decoding.pool import RolloutPool
-from learner.decoding.requests import decode_requests
+from learner.decoding.requests import decode_answers, decode_requests
 from learner.detection.record import Record
 from learner.plan.planner import Planner
 from learner.plan.schedule import decode_lags
 from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import LearnerActivity, RunAccount
-from learner.reporting.step_report import StepReport
-from learner.types import LostSample, Rollout, RolloutRequest
-from learner.weight_sync.publisher import WeightPublisher
+from learner.types import DecodingStart, LostSample, Rollout, RolloutRequest
 from shared.errors import ProtocolError
-from shared.streams import prefetched, task_group
+from shared.streams import task_group
 from shared.wire import PolicyVersion
+
+if TYPE_CHECKING:
+    from learner.data.encoding import Encoder
+    from learner.weight_sync.publisher import Published, WeightPublisher
 
 Result = Rollout | LostSample
 
@@ -54,7 +58,7 @@ class DecodingRules:
         """How many of a group's answers may wait: all, when nobody reads them before the last is there."""
         return num_answers if self.max_lag or not self.streaming else min(num_answers, self.most_waiting)
 
-    def told(self, pattern: Sequence[str]) -> str:
+    def describe(self, pattern: Sequence[str]) -> str:
         """For the user, once: how old the weights are that decode."""
         if self.max_lag == 0:
             return "max_lag 0: strictly on-policy, every B step is decoded by the weights that it trains"
@@ -77,6 +81,10 @@ class _StepDecoding:
         self.published, self.requested, self.finished = anyio.Event(), anyio.Event(), anyio.Event()
         self.requested_at = self.encode_s = 0.0
         self.hand_offs = [anyio.create_memory_object_stream[Result](rules.room_for(len(g))) for g in plan.groups]
+
+    async def published_version(self) -> PolicyVersion | None:
+        await self.published.wait()
+        return self.version
 
 
 class Decoder:
@@ -107,43 +115,45 @@ class Decoder:
             yield
             self._tasks.cancel_scope.cancel()
 
-    async def open_next(self, step: StepPlan, report: StepReport) -> None:
-        """Publish the weights and begin with the next B step, once they are new enough for it.
+    async def open_next(self, step: StepPlan) -> float:
+        """Publish the weights and begin with the next step that decodes, once they are new enough for it.
 
-        That is `step` itself, or, with a `max_lag`, a B step up to that many steps ahead of it.
+        That is `step` itself, or, with a `max_lag`, one up to that many steps ahead of it. Returns the seconds that
+        publishing took.
         """
         if self._opened is not None and self._opened.plan.step >= step.step:
-            return
+            return 0.0
         within = min(self._rules.max_lag, self._rules.num_steps - 1 - step.step)
-        plan = self._planner.next_b(step, within)
+        plan = self._planner.next_decoding(step, within)
         if plan is None:
-            return
+            return 0.0
         assert self._tasks is not None, "open_next is called inside `running`"
         self._opened = _StepDecoding(plan, self._rules)
         self._tasks.start_soon(self._decode, self._opened)
-        with self._account.syncing():
-            published = await self._weights.publish_if_stale(step.step)
-        report.add_time("time/sync_s", published.seconds)
-        self._pool.leave_out(published.left_out)
+        published = await self.publish(step.step)
         self._opened.version = published.version
         self._opened.published.set()
+        return published.seconds
+
+    async def publish(self, step: int) -> Published:
+        """Bring the servers to the weights after `step` optimizer steps; those that cannot take them are left out."""
+        with self._account.syncing():
+            published = await self._weights.publish_if_stale(step)
+        self._pool.leave_out(published.left_out)
+        return published
 
     async def settled(self) -> None:
         """Wait until no request is open, so that a publish finds none."""
         if self._opened is not None:
             await self._opened.finished.wait()
 
-    async def results(self, step: StepPlan, group: int, report: StepReport) -> AsyncGenerator[Result, None]:
-        """Yield what became of each record of a group of the B step `step`, once.
+    async def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Rollout | LostSample, None]:
+        """Yield what became of each record of a group of `step`, once.
 
         Raises ProtocolError for an answer by other weights than `max_lag` allows.
         """
-        decoding = self._opened
-        assert decoding is not None
-        assert decoding.plan.step == step.step, "open_next opens a step before its results are read"
+        decoding = self._decoding_of(step)
         await decoding.requested.wait()  # until then the learner waits for data
-        if group == 0:
-            report.decoded(decoding.requested_at)
         with self._account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
             if not self._rules.streaming:
                 await decoding.finished.wait()
@@ -151,25 +161,33 @@ class Decoder:
                 if isinstance(result, Rollout):
                     check_version(result, step.step, decoding.version, self._rules.max_lag)
                 yield result
-        if group == len(step.groups) - 1:
-            report.add_time("time/encode_s", decoding.encode_s)
+
+    def start_of(self, step: StepPlan) -> DecodingStart:
+        """When the answers of `step` were asked for; known once they all are."""
+        decoding = self._decoding_of(step)
+        return DecodingStart(decoding.requested_at, decoding.encode_s)
+
+    def _decoding_of(self, step: StepPlan) -> _StepDecoding:
+        decoding = self._opened
+        assert decoding is not None
+        assert decoding.plan.step == step.step, "open_next opens a step before its answers are read"
+        return decoding
 
     async def _decode(self, decoding: _StepDecoding) -> None:
         """Decode group by group; records are read while the weights are published and while others are decoded."""
         for group, (sender, _) in zip(decoding.plan.groups, decoding.hand_offs, strict=True):
             asked: deque[str] = deque()
-            async with sender, prefetched(self._requests(decoding, group, asked), depth=1) as requests:
-                await decoding.published.wait()
-                async with aclosing(self._pool.decode(requests, decoding.version)) as results:
-                    async for result in in_request_order(results, asked) if self._rules.in_order else results:
-                        await sender.send(result)
+            requests = self._requests(decoding, group, asked)
+            async with sender, aclosing(decode_answers(self._pool, requests, decoding.published_version)) as answers:
+                async for answer in in_request_order(answers, asked) if self._rules.in_order else answers:
+                    await sender.send(answer)
         decoding.finished.set()
 
     async def _requests(
         self, decoding: _StepDecoding, group: Sequence[Record], asked: deque[str]
     ) -> AsyncGenerator[RolloutRequest, None]:
         """Requests as records are read, none before the weights are published; notes their uids in `asked`."""
-        encoded = encode_in_order(group, self._encoder)
+        encoded = self._encoder.encode_in_order(group)
         started = time.monotonic()
         async with aclosing(decode_requests(encoded, self._rules.run_seed, decoding.plan.step)) as requests:
             async for request in requests:

@@ -1,11 +1,35 @@
-"""From records to what is asked of the rollout servers."""
+"""From records to answers: what is asked of the rollout servers, and in which order."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from hashlib import blake2b
 
-from learner.types import EncodedRecord, RolloutRequest
+from learner.decoding.pool import RolloutPool
+from learner.types import EncodedRecord, LostSample, Rollout, RolloutRequest
+from shared.streams import prefetched
+from shared.wire import PolicyVersion, Sampling
+
+
+async def decode_answers(
+    pool: RolloutPool,
+    requests: AsyncGenerator[RolloutRequest, None],
+    version: Callable[[], Awaitable[PolicyVersion | None]],
+    sampling: Sampling | None = None,
+    *,
+    return_logprobs: bool = False,
+) -> AsyncGenerator[Rollout | LostSample, None]:
+    """Every request's result, in the order in which they finish.
+
+    Requests are made while others are decoded, and no more than that are held; the first while `version` is awaited,
+    which publishes the weights to decode with.
+    """
+    async with (
+        prefetched(requests, depth=1) as read,
+        aclosing(pool.decode(read, await version(), sampling, return_logprobs=return_logprobs)) as results,
+    ):
+        async for result in results:
+            yield result
 
 
 async def decode_requests(

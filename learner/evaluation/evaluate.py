@@ -9,22 +9,20 @@ from pathlib import Path
 from anyio import to_thread
 from rich.console import Console
 
-from learner.data.encoding import Encoder, encode_in_order
-from learner.decoding.pool import RolloutPool
-from learner.decoding.requests import decode_requests
+from learner.data.encoding import Encoder
+from learner.decoding.opening import Decoding
+from learner.decoding.requests import decode_answers, decode_requests
+from learner.detection.matching import MatchingConfig
 from learner.detection.parsing import parse_rollout
 from learner.detection.prediction import Prediction
 from learner.detection.record import KINDS, Record
+from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import Scores, Scoring
 from learner.plan.progress import Progress
-from learner.plan.time_split import RunAccount
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
-from learner.teacher import Teacher
 from learner.types import LostSample, Rollout
-from learner.weight_sync.publisher import WeightPublisher
 from shared.errors import ProtocolError
-from shared.streams import prefetched
 from shared.wire import PolicyVersion, Sampling
 
 
@@ -45,22 +43,21 @@ class Evaluation:
     def __init__(
         self,
         plan: EvaluationPlan,
+        *,
         encoder: Encoder,
-        teacher: Teacher,
-        pool: RolloutPool,
+        vocabulary: CoordinateVocabulary,
+        matching: MatchingConfig,
         sampling: Sampling,
-        weights: WeightPublisher,
-        account: RunAccount,
+        decoding: Decoding,
         sinks: Sinks,
         console: Console,
     ) -> None:
         self._plan = plan
         self._encoder = encoder
-        self._vocabulary, self._matching = teacher.vocabulary, teacher.matching
-        self._pool = pool
+        self._vocabulary = vocabulary
+        self._matching = matching
         self._sampling = sampling.model_copy(update={"temperature": 0.0})
-        self._weights = weights
-        self._account = account
+        self._decoding = decoding
         self._sinks = sinks
         self._console = console
 
@@ -75,14 +72,11 @@ class Evaluation:
 
     async def run(self, progress: Progress) -> Scores:
         """Evaluate once; writes one `eval_*` record and the pictures."""
-        with self._account.syncing():
-            published = await self._weights.publish_if_stale(progress.step)
-        self._pool.leave_out(published.left_out)
         scoring, records = Scoring(self._matching), self._plan.records
         drawn = {record.record_id for record in records[: self._plan.num_pictures]}
         with progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=len(records))
-            async with aclosing(self._results(published.version)) as results:
+            async with aclosing(self._answers(progress.step)) as results:
                 async for result in results:
                     bar.advance(task)
                     if isinstance(result, LostSample):
@@ -98,15 +92,14 @@ class Evaluation:
         self._console.print(evaluation_line(scores))
         return scores
 
-    async def _results(self, version: PolicyVersion) -> AsyncGenerator[Rollout | LostSample, None]:
-        """Every record's answer. Images are read while others are decoded, and no more than that are held."""
-        requests = decode_requests(encode_in_order(self._plan.records, self._encoder), run_seed=0, step=0)
-        async with (
-            prefetched(requests, depth=1) as read,
-            aclosing(self._pool.decode(read, version, self._sampling, return_logprobs=True)) as results,
-        ):
-            async for result in results:
-                yield result
+    def _answers(self, step: int) -> AsyncGenerator[Rollout | LostSample, None]:
+        """Every record's answer, by the weights after `step` optimizer steps."""
+
+        async def publish() -> PolicyVersion:
+            return (await self._decoding.decoder.publish(step)).version
+
+        requests = decode_requests(self._encoder.encode_in_order(self._plan.records), run_seed=0, step=0)
+        return decode_answers(self._decoding.pool, requests, publish, self._sampling, return_logprobs=True)
 
     def _count(self, scoring: Scoring, rollout: Rollout) -> PictureSample:
         record = rollout.request.encoded.record

@@ -10,7 +10,7 @@ from learner.detection.quality import Quality, quality_of
 from learner.detection.record import Record
 from learner.evaluation.coco_ap import ClassPrecision, Precision, ScoredImage, average_precision
 from learner.reporting.tallies import Tallies
-from shared.config.models import Config
+from shared.config.training import TrainingSection
 from shared.errors import ConfigError
 from shared.extras import cure_for, is_installed
 
@@ -122,9 +122,9 @@ def coco_metrics(by_desc: Precision | None, agnostic: Precision | None) -> dict[
     return metrics | {f"eval_coco_agnostic_{name}": short[name] for name in AGNOSTIC if name in short}
 
 
-def check_best_metric(config: Config) -> None:
+def check_best_metric(training: TrainingSection) -> None:
     """Raise ConfigError when checkpoints are to be judged by a score whose package is not installed."""
-    name, training = config.training.metric_for_best_model, config.training
+    name = training.metric_for_best_model
     if training.eval_strategy != "no" and name.startswith("eval_coco_") and not is_installed("faster_coco_eval"):
         raise ConfigError(
             f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "

@@ -4,10 +4,13 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from learner.types import TrainingSample
 from shared.errors import DataError
+
+if TYPE_CHECKING:
+    from shared.config.models import Config
 
 
 class Sized(Protocol):
@@ -178,3 +181,13 @@ class NoPacking:
 
     def close(self) -> list[Pack[TrainingSample]]:
         return [pack for pack in iter(self.take, None)]
+
+
+def packer_of(config: "Config") -> Packer[TrainingSample] | OnePack | NoPacking:
+    """What fills the packs of a run."""
+    capacity, training = config.global_max_length, config.training
+    if not training.packing:
+        return NoPacking(capacity, training.packing_buffer)
+    if config.fills_one_pack:
+        return OnePack(capacity)
+    return Packer(capacity, training.packing_min_fill_ratio, training.packing_buffer)

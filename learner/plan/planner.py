@@ -1,11 +1,15 @@
 """From (step, cursor) to the plan of the next optimizer step; nothing else is state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from learner.detection.record import Record
-from learner.plan.schedule import Channel, channel_of
+from learner.plan.schedule import channel_of
 from learner.plan.step_plan import StepPlan, StepTotals
+
+if TYPE_CHECKING:
+    from shared.config.models import Config
 
 
 @dataclass(frozen=True)
@@ -14,21 +18,26 @@ class Planner:
 
     `record_at` maps a cursor, counted in records over all epochs, to a record; a step at the end of an epoch takes the
     rest of it and the head of the next, so no record is left out between epochs. A step of a channel consumes
-    `records_per_step[channel]` records in `groups_per_step` equal groups.
+    `records_per_step` of its letter, in `groups_per_step` equal groups.
     """
 
     pattern: Sequence[str]
-    records_per_step: dict[Channel, int]
-    groups_per_step: dict[Channel, int]
+    records_per_step: Mapping[str, int]
+    groups_per_step: int
     num_records: int
     record_at: Callable[[int], Record]
+
+    @classmethod
+    def of(cls, config: "Config", num_records: int, record_at: Callable[[int], Record]) -> "Planner":
+        """The plan of a configuration over `num_records` records."""
+        return cls(config.pattern, config.records_per_step, config.groups_per_step, num_records, record_at)
 
     def plan(self, step: int, cursor: int) -> StepPlan:
         """Plan optimizer step `step`, which starts at record `cursor`."""
         channel = channel_of(step, self.pattern)
-        taken = self.records_per_step[channel]
+        taken = self.records_per_step[channel.value]
         records = tuple(self.record_at(position) for position in range(cursor, cursor + taken))
-        size = taken // self.groups_per_step[channel]
+        size = taken // self.groups_per_step
         return StepPlan(
             step=step,
             channel=channel,
@@ -38,9 +47,9 @@ class Planner:
             cursor=cursor + taken,
         )
 
-    def next_b(self, plan: StepPlan, within: int) -> StepPlan | None:
-        """The first B step from `plan` on, at most `within` steps after it; None when there is none."""
-        while plan.channel is not Channel.B:
+    def next_decoding(self, plan: StepPlan, within: int) -> StepPlan | None:
+        """The first step from `plan` on that decodes, at most `within` steps after it; None when there is none."""
+        while not plan.channel.decodes:
             if within <= 0:
                 return None
             plan, within = self.plan(plan.step + 1, plan.cursor), within - 1
@@ -50,7 +59,7 @@ class Planner:
         """Whole steps in `epochs` passes over the records; a last step that would be short is not begun."""
         steps = cursor = 0
         while True:
-            cursor += self.records_per_step[channel_of(steps, self.pattern)]
+            cursor += self.records_per_step[channel_of(steps, self.pattern).value]
             if cursor > epochs * self.num_records:
                 return steps
             steps += 1

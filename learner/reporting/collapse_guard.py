@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from learner.plan.schedule import Channel
 from learner.reporting.step_report import StepRecord
 from shared.config.stage2 import GuardSection
 from shared.errors import BoxloopError
@@ -66,7 +65,7 @@ class Guard:
 
         Raises RunLeftItsBands instead when `action` is stop.
         """
-        if not self._section.enabled or step.channel is not Channel.B:
+        if not self._section.enabled or not step.channel.decodes:
             return None
         self._recent.append({band.metric: step.tallies.fraction(band.metric) for band in self._bands})
         message = self._verdict()

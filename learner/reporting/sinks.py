@@ -118,7 +118,7 @@ def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str,
     ]
     if metrics.get("share/server_decoding"):
         parts.append(f"servers {metrics['share/server_decoding']:.0%}")
-    if channel is Channel.B and "rollout/recall" in metrics:
+    if "rollout/recall" in metrics:
         parts += [
             f"recall {metrics['rollout/recall']:.2f}",
             f"precision {metrics.get('rollout/precision', 0):.2f}",

@@ -10,7 +10,7 @@ from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import Lap, LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.tallies import Tallies
 from learner.training.lane import ComputeLane
-from learner.types import LearnedPack, LostSample, StepResult, TaughtRollout
+from learner.types import DecodingStart, LearnedPack, LostSample, StepResult, TaughtRecord, TaughtRollout
 from shared.errors import BoxloopError
 
 
@@ -22,7 +22,7 @@ class RecordsMiscounted(BoxloopError):
 class StepRecord:
     """A finished step: its sums, ready to be logged alone or together with its neighbours.
 
-    `trained` are the ids of the records that were in packs, in their order; `learned` is what Channel B made of them.
+    `trained` are the ids of the records that were in packs, in their order; `learned` is what was made of answers.
     """
 
     step: int
@@ -41,7 +41,7 @@ class StepReport:
         self._plan = plan
         self._account = account
         self._between = account.lap()
-        if plan.channel is Channel.B:
+        if plan.channel.decodes:
             account.want_rollouts()
         self._opened_at = time.monotonic()
         self._tallies = Tallies()
@@ -60,21 +60,23 @@ class StepReport:
         """Add to one of the step's `time/…` metrics."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def decoded(self, first_request_at: float) -> None:
-        """Book the decoding that this step uses, wherever it began (`time.monotonic`)."""
-        self._first_request_at = first_request_at
-
-    def add_lost(self, lost: LostSample) -> None:
-        self._lost.append(lost)
+    def add_taught(self, taught: TaughtRecord | TaughtRollout | LostSample | DecodingStart) -> None:
+        """Book what a channel made, with what it measured on the way."""
+        match taught:
+            case TaughtRecord():
+                self.add_time("time/encode_s", taught.encode_s)
+            case TaughtRollout():
+                self._learned.append(taught)
+                self.add_time("time/rollout_parse_match_s", taught.make_s)
+                count_answer(self._tallies, taught, self._plan.step)
+            case LostSample():
+                self._lost.append(taught)
+            case DecodingStart():
+                self._first_request_at = taught.first_request_at
+                self.add_time("time/encode_s", taught.encode_s)
 
     def add_pack(self, pack: LearnedPack) -> None:
         self._packs.append(pack)
-
-    def add_rollout(self, learned: TaughtRollout, seconds: float) -> None:
-        """Count one answer and the seconds that parsing, matching and its target took."""
-        self._learned.append(learned)
-        self.add_time("time/rollout_parse_match_s", seconds)
-        count_answer(self._tallies, learned, self._plan.step)
 
     def check_complete(self) -> None:
         """Raise RecordsMiscounted unless every record was in a pack or was lost, as often as it stands in the plan.
@@ -96,18 +98,18 @@ class StepReport:
 
     def closed(self, update: StepResult, lane: ComputeLane) -> StepRecord:
         """Close the step after its update; `lane` tells when the learner computed."""
-        if self._plan.channel is Channel.B:
+        if self._plan.channel.decodes:
             self._account.want_no_rollouts()
         step_s, lap = time.monotonic() - self._opened_at, self._account.lap()
         tallies = self._tallies
-        tallies.count("stage2/channel_a", self._plan.channel is Channel.A, 1)
-        tallies.count("stage2/channel_b", self._plan.channel is Channel.B, 1)
+        for channel in Channel:
+            tallies.count(f"stage2/channel_{channel.value.lower()}", self._plan.channel is channel, 1)
         self._count_packs(tallies, step_s)
         count_update(tallies, update)
         tallies.note("epoch", self._plan.epoch)
         self._count_times(tallies, update, lane)
         count_laps(tallies, step_s, self._between, lap)
-        if self._plan.channel is Channel.B:
+        if self._plan.channel.decodes:
             tallies.count("time/rollout_wait_s", lap.learner[LearnerActivity.WAITING_ROLLOUTS], 1)
         return StepRecord(
             step=self._plan.step,
@@ -141,7 +143,7 @@ class StepReport:
         arrivals = [learned.rollout.arrived_at for learned in self._learned]
         generate_s = max(arrivals) - self._first_request_at if arrivals else 0.0
         self.add_time("time/rollout_generate_s", generate_s)
-        if self._plan.channel is Channel.B:
+        if self._plan.channel.decodes:
             self.add_time("time/overlap_s", lane.busy_s(min(arrivals), max(arrivals)) if arrivals else 0.0)
             new_tokens = tallies.numerator("rollout/gen_new_tokens_mean")
             tallies.count("rollout/gen_tokens_per_s", new_tokens, generate_s)

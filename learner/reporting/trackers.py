@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.config.models import Config
+from shared.config.training import TrainingSection
 from shared.errors import ConfigError
 from shared.extras import cure_for, is_installed
 
@@ -20,9 +21,9 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def check_trackers(config: Config) -> None:
+def check_trackers(training: TrainingSection) -> None:
     """Raise ConfigError for a tracker whose package is not installed; nothing is imported."""
-    for name in config.training.report_to:
+    for name in training.report_to:
         if name != "none" and not is_installed(name):
             raise ConfigError(f"training.report_to: {name} is not installed; {cure_for(name)}, or set none")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from learner.channels.channel import Objective
 from learner.losses.terms import PER, Per
 from learner.model.batch import PackedBatch
 from learner.model.loaded import LoadedModel
-from learner.objectives.objective import Objective
 from learner.packing.collate import collate
 from learner.packing.packer import Pack
 from learner.packing.patches import patch_layout

@@ -24,6 +24,8 @@ LOG = logging.getLogger(__name__)
 
 Snapshot = Callable[[], Mapping[str, torch.Tensor]]
 Failures = dict[str, WeightSyncFailed]
+Compute = Callable[..., Awaitable[WeightUpdate]]
+"""Runs a function where the model may be read: on the compute lane."""
 
 SILENT_TIMEOUT_S = 0.5
 """How long a server is asked that was away at the last publish: it is waited for no more, `resend` brings it up."""
@@ -75,7 +77,7 @@ class WeightPublisher:
         transport: WeightTransport,
         root: Path,
         snapshots: Snapshots,
-        compute: Callable[..., Awaitable[WeightUpdate]],
+        compute: Compute,
         *,
         fallback_to_full: bool = True,
     ) -> None:

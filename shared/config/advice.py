@@ -50,7 +50,7 @@ def _weights(config: Config) -> Iterator[Problem]:
 
 def _stability(config: Config) -> Iterator[Problem]:
     stage2 = config.stage2
-    b_only = config.custom.trainer_variant == "stage2_ab_training" and set(stage2.schedule.pattern) == {"B"}
+    b_only = not config.is_stage_1 and set(stage2.schedule.pattern) == {"B"}
     if b_only and stage2.prefix_structure_ce_weight == 0 and stage2.prefix_extras == "keep":
         yield Problem(
             (f"{STAGE2}.schedule.pattern", f"{STAGE2}.prefix_structure_ce_weight", f"{STAGE2}.prefix_extras"),

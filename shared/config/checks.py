@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from shared.config.channels import DECODES
 from shared.config.models import Config
 from shared.config.section import Section
 from shared.metrics import EVALUATION_SCORES
@@ -39,17 +40,13 @@ def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
     return problems
 
 
-def _is_stage2(config: Config) -> bool:
-    return config.custom.trainer_variant == "stage2_ab_training"
-
-
 def _schedule(config: Config) -> Iterator[Problem]:
     key, pattern = f"{STAGE2}.schedule.pattern", config.stage2.schedule.pattern
-    if _is_stage2(config) and not pattern:
-        yield Problem((key,), "stage2_ab_training needs a list of A and B, such as [A, A, B]")
-    wrong = sorted({entry for entry in pattern if entry not in ("A", "B")})
+    if not config.is_stage_1 and not pattern:
+        yield Problem((key,), f"stage2_ab_training needs a list of {' and '.join(DECODES)}, such as [A, A, B]")
+    wrong = sorted({entry for entry in pattern if entry not in DECODES})
     if wrong:
-        yield Problem((key,), f"entries are A or B, got {wrong}")
+        yield Problem((key,), f"entries are {' or '.join(DECODES)}, got {wrong}")
 
 
 def _batch(config: Config) -> Iterator[Problem]:
@@ -86,7 +83,7 @@ def _step_mode(config: Config) -> Iterator[Problem]:
     if scope != "micro":
         yield Problem((f"{ROLLOUT}.post_rollout_pack_scope",), f"must be micro, got {scope!r}; leave it out")
     mode_key = f"{STAGE2}.channel_b.mode"
-    if not _is_stage2(config) or config.stage2.channel_b.mode != "step":
+    if config.is_stage_1 or config.stage2.channel_b.mode != "step":
         return
     if not config.training.packing:
         yield Problem(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.config.channels import DECODES
 from shared.config.rollout import RolloutMatchingSection
 from shared.config.section import Section
 from shared.config.stage2 import Stage2Section
@@ -70,11 +71,18 @@ class Config(Section):
         return self.custom.extra.rollout_matching
 
     @property
+    def is_stage_1(self) -> bool:
+        return self.custom.trainer_variant == "stage1_sft"
+
+    @property
+    def pattern(self) -> tuple[str, ...]:
+        """The letters of the steps, repeated. Stage 1 has one kind of step, which the log calls A."""
+        return ("A",) if self.is_stage_1 else self.stage2.schedule.pattern
+
+    @property
     def decodes(self) -> bool:
         """Whether the run needs rollout servers: Stage 2 always does, Stage 1 when it evaluates."""
-        training = self.training
-        evaluates = training.eval_strategy != "no" or training.eval_on_start
-        return self.custom.trainer_variant == "stage2_ab_training" or evaluates
+        return not self.is_stage_1 or self.training.eval_strategy != "no" or self.training.eval_on_start
 
     @property
     def gradient_accumulation_steps(self) -> int:
@@ -95,6 +103,21 @@ class Config(Section):
     def effective_batch_size(self) -> int:
         """Records of an optimizer step, given or derived."""
         return self.training.effective_batch_size or self.records_per_micro_step * self.gradient_accumulation_steps
+
+    @property
+    def groups_per_step(self) -> int:
+        """Groups of records that are decoded and packed for themselves: one, or one a micro-step in micro mode."""
+        return self.gradient_accumulation_steps if self.fills_one_pack else 1
+
+    @property
+    def fills_one_pack(self) -> bool:
+        """Whether each group must fit one pack."""
+        return self.stage2.channel_b.mode == "micro" and not self.is_stage_1
+
+    @property
+    def records_per_step(self) -> dict[str, int]:
+        """Records of an optimizer step, by its letter."""
+        return {**dict.fromkeys(DECODES, self.effective_batch_size), "B": self.rollouts_per_step}
 
     @property
     def rollouts_per_step(self) -> int:

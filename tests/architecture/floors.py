@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "shared": {"shared"},
     "rollout_server": {"rollout_server", "shared"},
     "learner": {"learner", "shared"},
-    "compose": {"compose", "shared"},
+    "compose": {"compose", "shared", "learner.plan"},
 }
+"""What a package may import of the house: whole packages, or one room of them."""
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (

@@ -27,8 +27,7 @@ LIGHT = {
 """Modules, and the packages that a process does not hold once it has imported them."""
 
 
-UNDER_WAY = {"learner", "rollout_server", "compose.cli", "learner.channels.channel", "learner.decoding.ahead",
-             "learner.stages", "learner.train"}  # fmt: skip
+UNDER_WAY = {"learner", "rollout_server", "compose.cli"}
 """Rooms that are still being built, and modules that are not light yet."""
 
 

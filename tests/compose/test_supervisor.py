@@ -66,7 +66,7 @@ def wait_for(happened: Callable[[], bool], timeout_s: float = 90.0) -> None:
 
 
 @dataclass
-class Supervised:
+class SinglePass:
     """One started supervisor, the folder it writes to, and the file that holds what it said."""
 
     process: subprocess.Popen[bytes]
@@ -90,15 +90,15 @@ class Supervised:
         return self.process.wait(120)
 
 
-Start = Callable[..., Supervised]
+Start = Callable[..., SinglePass]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start `boxloop up` on a CPU with `key=value` arguments; environment by keyword."""
-    started: list[Supervised] = []
+    started: list[SinglePass] = []
 
-    def run(*arguments: str, serve: bool = False, **environment: str) -> Supervised:
+    def run(*arguments: str, serve: bool = False, **environment: str) -> SinglePass:
         folder = tmp_path / "run"
         config = tmp_path / "config.yaml"
         config.write_text(CONFIG.replace("RUN_DIR", str(folder)))
@@ -113,7 +113,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        started.append(Supervised(process, folder, console))
+        started.append(SinglePass(process, folder, console))
         return started[-1]
 
     yield run
@@ -130,7 +130,7 @@ def stopped_at(text: str) -> float:
     return float(re.findall(r"^stopped ([\d.]+)", text, re.MULTILINE)[0])
 
 
-def assert_nothing_is_left(run: Supervised, at_least: int) -> None:
+def assert_nothing_is_left(run: SinglePass, at_least: int) -> None:
     pids = run.pids()
     assert len(pids) >= at_least
     wait_for(lambda: not any(is_running(pid) for pid in pids))

@@ -10,9 +10,9 @@ from typing import Any
 import learner.checkpoints.checkpoint
 import learner.evaluation.evaluate
 import learner.servers.rollouts
+from learner.channels.last_pass import SinglePass
 from learner.checkpoints.checkpoint import Checkpoints
 from learner.data.encoding import Encoder
-from learner.objectives.rollout_matching import RolloutMatching
 from learner.servers.weights import WeightChannel
 from learner.training.learner import Learner
 from learner.weight_sync.transports import FileTransport
@@ -35,7 +35,7 @@ PHASES = {
     "publish": Phase(WeightChannel, "commit"),  # delivered, not loaded
     "decode": Phase(learner.servers.rollouts, "checked_rollout"),  # a line came in
     "compute": Phase(Learner, "accumulate"),
-    "compute_b": Phase(RolloutMatching, "__call__"),
+    "compute_b": Phase(SinglePass, "__call__"),
     "update": Phase(Learner, "update"),
     "evaluation": Phase(learner.evaluation.evaluate, "parse_rollout"),
     "ledger": Phase(Checkpoints, "save"),  # the step is in the ledger, and in no checkpoint

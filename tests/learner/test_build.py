@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from learner.build import encoder_for, reading_for
-from learner.data.encoding import Encoder, encode_in_order
+from learner.data.encoding import Encoder
+from learner.data.opening import open_encoder, reading_of
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
@@ -62,7 +62,7 @@ async def test_model_servers_and_trackers_are_opened_as_written(
             limits.append(seconds)
             super().__init__(client, *seconds)
 
-    monkeypatch.setattr("learner.build.RolloutServer", Recorded)
+    monkeypatch.setattr("learner.decoding.opening.RolloutServer", Recorded)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with opened(
@@ -73,7 +73,7 @@ async def test_model_servers_and_trackers_are_opened_as_written(
         f"{SERVER}.stall_timeout_s=7",
         f"{SERVER}.infer_timeout_s=8",
     ) as run:
-        loaded = run.learner.loaded
+        loaded = run.training.learner.loaded
         assert (loaded.compute_dtype, loaded.attn_impl) == (torch.bfloat16, "eager")
         assert limits == [(7, 8)]
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -100,7 +100,7 @@ async def test_what_can_be_known_is_told_before_a_model_is_loaded(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded first")
 
-    monkeypatch.setattr("learner.build.load_model", too_late)
+    monkeypatch.setattr("learner.training.opening.load_model", too_late)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=said):
         async with opened(override.replace("TAKEN", str(taken.getsockname()[1])).replace("WIDE", str(wide)), room):
             pass
@@ -118,15 +118,15 @@ async def test_what_can_be_known_is_told_before_a_model_is_loaded(
 def test_records_are_read_as_written(
     config_of: ConfigOf, vocabulary: CoordinateVocabulary, override: str, field: str, value: str, default: str
 ) -> None:
-    assert getattr(reading_for(config_of(), vocabulary, "error"), field) == default
-    assert getattr(reading_for(config_of(override), vocabulary, "error"), field) == value
+    assert getattr(reading_of(config_of(), vocabulary, "error"), field) == default
+    assert getattr(reading_of(config_of(override), vocabulary, "error"), field) == value
 
 
 def test_prompts_are_made_as_written(config_of: ConfigOf, checkpoint: Path) -> None:
     tokenizer = load_tokenizer(str(checkpoint))
 
     def encoder_of(*overrides: str) -> Encoder:
-        return encoder_for(config_of(*overrides), str(checkpoint), tokenizer)
+        return open_encoder(config_of(*overrides), str(checkpoint), tokenizer)
 
     def image_tokens(width: int, *overrides: str) -> int:
         record = Record("data:1", ("none.png",), width, width, ())
@@ -152,7 +152,7 @@ async def test_the_seed_decides_the_order(opened: Opened) -> None:
 @pytest.mark.parametrize("recomputed", [True, False])
 async def test_activations_are_recomputed_as_asked(opened: Opened, recomputed: bool) -> None:
     async with opened(f"training.gradient_checkpointing={recomputed}") as run:
-        assert run.learner.loaded.model.is_gradient_checkpointing is recomputed
+        assert run.training.learner.loaded.model.is_gradient_checkpointing is recomputed
 
 
 async def test_so_many_images_are_read_at_a_time(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ async def test_so_many_images_are_read_at_a_time(opened: Opened, monkeypatch: py
     monkeypatch.setattr(Encoder, "encode_now", counted)
     async with opened("training.dataloader_num_workers=3", "training.effective_batch_size=8") as run:
         (group,) = run.planner.plan(0, 0).groups
-        assert len([encoded async for encoded in encode_in_order(group, run.encoder)]) == 8
+        assert len([encoded async for encoded in run.sources.encoder.encode_in_order(group)]) == 8
     assert max(most) == 3
 
 

@@ -8,11 +8,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
 
+from learner.channels.channel import Sources
+from learner.channels.rollout_matching import RolloutSteps
+from learner.channels.target_maker import TargetMaker
+from learner.channels.teacher_forcing import GroundTruthSteps
 from learner.data.encoding import Encoder
 from learner.decoding.ahead import Decoder, DecodingRules
 from learner.decoding.pool import RolloutPool
@@ -22,6 +26,7 @@ from learner.detection.record import Record
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
+from learner.packing.pack_feed import GroupPacker
 from learner.packing.packer import NoPacking, OnePack, Pack, Packer
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
@@ -29,8 +34,7 @@ from learner.plan.step_plan import StepPlan, StepTotals
 from learner.plan.time_split import LearnerActivity, RunAccount
 from learner.reporting.step_report import StepReport
 from learner.servers.rollouts import RolloutServer
-from learner.stages import GroupPacker, TargetsOf, ground_truth_targets, packed, rollout_targets
-from learner.teacher import Teacher
+from learner.stages import SamplesOf, packed, samples_of
 from learner.training.lane import ComputeLane
 from learner.types import EncodedRecord, RolloutRequest, StepResult, TrainingSample
 from shared.accounting import TimeAccount
@@ -40,10 +44,14 @@ from shared.wire import Sampling
 CAPACITY = 2048
 
 
+def no_objective(*_: object) -> NoReturn:
+    raise AssertionError("nothing is learned here")
+
+
 @pytest.fixture(scope="module")
-def teacher(checkpoint: Path) -> Teacher:
+def targets(checkpoint: Path) -> TargetMaker:
     vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
-    return Teacher(vocabulary, MatchingConfig(), TargetWeights(), CAPACITY)
+    return TargetMaker(vocabulary, MatchingConfig(), TargetWeights(), CAPACITY)
 
 
 @pytest.fixture
@@ -76,7 +84,7 @@ class Rig:
     """The stages that feed one step from one server."""
 
     def __init__(
-        self, running: Any, encoder: Encoder, teacher: Teacher, streaming: bool = True, in_order: bool = False
+        self, running: Any, encoder: Encoder, targets: TargetMaker, streaming: bool = True, in_order: bool = False
     ) -> None:
         self.client = running.client()
         sampling = Sampling(max_new_tokens=4, stop_token_ids=(7,))
@@ -85,18 +93,19 @@ class Rig:
         rules = DecodingRules(run_seed=3, num_steps=9, streaming=streaming, in_order=in_order)
         self.account = no_account()
         self.decoder = Decoder(planner, encoder, pool, HeldAlready(), self.account, rules)  # type: ignore[arg-type]
-        self.teacher, self.in_order = teacher, in_order
+        self.sources, self.in_order = Sources(encoder, self.decoder), in_order
+        self.kind = RolloutSteps(targets, no_objective)
 
     @asynccontextmanager
-    async def targets(self, step: StepPlan, report: StepReport | None = None) -> AsyncIterator[TargetsOf]:
+    async def samples(self, step: StepPlan, report: StepReport | None = None) -> AsyncIterator[SamplesOf]:
         report = report or StepReport.opened(step, self.account)
         async with self.client, self.decoder.running():
-            await self.decoder.open_next(step, report)
-            yield rollout_targets(step, self.decoder, self.teacher, report)
+            await self.decoder.open_next(step)
+            yield samples_of(step, self.kind, self.sources, report.add_taught)
 
     async def names(self, step: StepPlan) -> list[str]:
         with anyio.fail_after(20):
-            async with self.targets(step) as targets, aclosing(targets(0)) as samples:
+            async with self.samples(step) as samples_of_group, aclosing(samples_of_group(0)) as samples:
                 return [sample.target.record_id async for sample in samples]
 
     @asynccontextmanager
@@ -104,8 +113,8 @@ class Rig:
         self, step: StepPlan, packer: GroupPacker[TrainingSample]
     ) -> AsyncIterator[AsyncIterator[Pack[TrainingSample]]]:
         async with (
-            self.targets(step) as targets,
-            packed(step, targets, packer, lambda pack: pack, self.in_order) as packs,
+            self.samples(step) as samples,
+            packed(step, samples, packer, lambda pack: pack, self.in_order) as packs,
         ):
             yield packs
 
@@ -121,33 +130,33 @@ LAST_FIRST = {"delays": {"data:1": 0.5, "data:2": 0.25}}
 
 @pytest.mark.parametrize(("in_order", "expected"), [(False, [3, 2, 1]), (True, [1, 2, 3])])
 async def test_targets_come_as_answers_finish_or_in_record_order(
-    serving, scripted, encoder, teacher, step_of, in_order: bool, expected: list[int]
+    serving, scripted, encoder, targets, step_of, in_order: bool, expected: list[int]
 ) -> None:
     with serving(scripted(LAST_FIRST)) as running:
-        names = await Rig(running, encoder, teacher, in_order=in_order).names(step_of(3))
+        names = await Rig(running, encoder, targets, in_order=in_order).names(step_of(3))
     assert names == [f"data:{number}" for number in expected]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_only_streaming_learns_before_the_last_answer(
-    serving, scripted, encoder, teacher, step_of, streaming: bool
+    serving, scripted, encoder, targets, step_of, streaming: bool
 ) -> None:
     step = step_of(3)
     with serving(scripted({"delays": {"data:1": 0.4}})) as running:
-        source = Rig(running, encoder, teacher, streaming=streaming).targets(step)
-        async with source as targets, aclosing(targets(0)) as samples:
+        source = Rig(running, encoder, targets, streaming=streaming).samples(step)
+        async with source as of_group, aclosing(of_group(0)) as samples:
             await anext(samples)
             assert (running.engine.load().running > 0) is streaming
 
 
 async def test_a_lost_sample_is_reported_and_the_others_are_taught(
-    serving, scripted, encoder, teacher, step_of
+    serving, scripted, encoder, targets, step_of
 ) -> None:
     step = step_of(3)
     report = StepReport.opened(step, no_account())
     with serving(scripted({"faults": {"data:2": "error"}})) as running:
-        rig = Rig(running, encoder, teacher)
-        async with rig.targets(step, report) as targets, aclosing(targets(0)) as samples:
+        rig = Rig(running, encoder, targets)
+        async with rig.samples(step, report) as of_group, aclosing(of_group(0)) as samples:
             names = sorted([sample.target.record_id async for sample in samples])
     assert names == ["data:1", "data:3"]
     with ComputeLane() as lane:
@@ -155,41 +164,41 @@ async def test_a_lost_sample_is_reported_and_the_others_are_taught(
     assert [each.request.uid for each in lost] == ["data:2"]
 
 
-async def test_a_record_may_stand_in_a_step_twice(serving, scripted, encoder, teacher, step_of) -> None:
+async def test_a_record_may_stand_in_a_step_twice(serving, scripted, encoder, targets, step_of) -> None:
     step = step_of(2)
     first, second = step.groups[0]
     step = replace(step, groups=((first, second, first),))
     with serving(scripted()) as running:
-        assert Counter(await Rig(running, encoder, teacher).names(step)) == {"data:1": 2, "data:2": 1}
-        assert await Rig(running, encoder, teacher, in_order=True).names(step) == ["data:1", "data:2", "data:1"]
+        assert Counter(await Rig(running, encoder, targets).names(step)) == {"data:1": 2, "data:2": 1}
+        assert await Rig(running, encoder, targets, in_order=True).names(step) == ["data:1", "data:2", "data:1"]
 
 
 async def test_packs_hold_every_target_once_and_no_group_shares_one(
-    serving, scripted, encoder, teacher, step_of
+    serving, scripted, encoder, targets, step_of
 ) -> None:
     step = step_of(6, groups=3)
     with serving(scripted()) as running:
-        async with Rig(running, encoder, teacher).packs(step, OnePack(CAPACITY)) as packs:
+        async with Rig(running, encoder, targets).packs(step, OnePack(CAPACITY)) as packs:
             names = [sorted(item.target.record_id for item in pack.items) async for pack in packs]
     assert names == [["data:1", "data:2"], ["data:3", "data:4"], ["data:5", "data:6"]]
 
 
-async def test_in_order_packs_do_not_depend_on_when_answers_come(serving, scripted, encoder, teacher, step_of) -> None:
+async def test_in_order_packs_do_not_depend_on_when_answers_come(serving, scripted, encoder, targets, step_of) -> None:
     step, made = step_of(6), []
     for delays in ({}, {"data:1": 0.2, "data:4": 0.1}):
         with serving(scripted({"delays": delays})) as running:
-            async with Rig(running, encoder, teacher, in_order=True).packs(step, Packer(200, 0.7)) as packs:
+            async with Rig(running, encoder, targets, in_order=True).packs(step, Packer(200, 0.7)) as packs:
                 made.append([[item.target for item in pack.items] async for pack in packs])
     assert made[0] == made[1]
     assert len(made[0]) > 1
 
 
 async def test_an_idle_learner_gets_what_there_is_while_the_rest_is_still_decoded(
-    serving, scripted, encoder, teacher, step_of
+    serving, scripted, encoder, targets, step_of
 ) -> None:
     step = step_of(4)
     with serving(scripted({"delays": {"data:3": 0.6, "data:4": 0.6}})) as running:
-        async with Rig(running, encoder, teacher).packs(step, Packer(CAPACITY, min_fill=1.0)) as packs:
+        async with Rig(running, encoder, targets).packs(step, Packer(CAPACITY, min_fill=1.0)) as packs:
             names = [{item.target.record_id for item in pack.items} async for pack in packs]
     early = list(itertools.takewhile({"data:3", "data:4"}.isdisjoint, names))
     assert set().union(*early) == {"data:1", "data:2"}
@@ -203,45 +212,49 @@ async def learned(rig: Rig, step: StepPlan, learn: Callable[[Pack[TrainingSample
             learn(pack)
 
 
-async def test_a_learner_that_fails_stops_the_decoding(serving, scripted, encoder, teacher, step_of) -> None:
+async def test_a_learner_that_fails_stops_the_decoding(serving, scripted, encoder, targets, step_of) -> None:
     step = step_of(4)
     with serving(scripted({"delays": {"data:4": 30}})) as running:
         with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
-            await learned(Rig(running, encoder, teacher), step, lambda pack: 1 // 0)
+            await learned(Rig(running, encoder, targets), step, lambda pack: 1 // 0)
         await until(lambda: running.engine.load().running == 0)
 
 
-async def test_a_server_that_fails_ends_the_step_with_its_error(serving, scripted, encoder, teacher, step_of) -> None:
+async def test_a_server_that_fails_ends_the_step_with_its_error(serving, scripted, encoder, targets, step_of) -> None:
     step, started = step_of(4), time.monotonic()
     with (
         serving(scripted({"delays": {"data:4": 30}}, max_stream_s=0.3)) as running,
         pytest.raises(ServerUnavailable, match="for 1 samples"),
     ):
-        await learned(Rig(running, encoder, teacher), step, lambda pack: None)
+        await learned(Rig(running, encoder, targets), step, lambda pack: None)
     assert time.monotonic() - started < 5
 
 
-async def test_ground_truth_is_taught_in_record_order(encoder, teacher, step_of) -> None:
-    step = step_of(5)
+def ground_truth_samples(step: StepPlan, encoder: Encoder, targets: TargetMaker) -> SamplesOf:
+    sources = Sources(encoder, None)  # type: ignore[arg-type]  # no answers are asked for
     report = StepReport.opened(step, no_account())
-    async with aclosing(ground_truth_targets(step, encoder, teacher, report)(0)) as samples:
-        targets = [sample.target async for sample in samples]
-    assert [target.record_id for target in targets] == [f"data:{number}" for number in range(1, 6)]
-    assert all(len(target.boxes) == 1 for target in targets)
+    return samples_of(step, GroundTruthSteps(targets, no_objective), sources, report.add_taught)
 
 
-async def test_an_image_that_is_gone_is_named_with_its_record(encoder, teacher, step_of) -> None:
+async def test_ground_truth_is_taught_in_record_order(encoder, targets, step_of) -> None:
+    step = step_of(5)
+    async with aclosing(ground_truth_samples(step, encoder, targets)(0)) as samples:
+        made = [sample.target async for sample in samples]
+    assert [target.record_id for target in made] == [f"data:{number}" for number in range(1, 6)]
+    assert all(len(target.boxes) == 1 for target in made)
+
+
+async def test_an_image_that_is_gone_is_named_with_its_record(encoder, targets, step_of) -> None:
     step = step_of(3)
     missing = step.groups[0][1].images[0]
     Path(missing).unlink()
-    targets = ground_truth_targets(step, encoder, teacher, StepReport.opened(step, no_account()))
     with pytest.raises(DataError, match=rf"data:2: {missing}"):
-        async with aclosing(targets(0)) as made:
-            await anext(made)
+        async with aclosing(ground_truth_samples(step, encoder, targets)(0)) as samples:
+            await anext(samples)
 
 
 async def test_a_request_goes_out_while_the_next_record_is_read(
-    serving, scripted, encoder, teacher, step_of, monkeypatch: pytest.MonkeyPatch
+    serving, scripted, encoder, targets, step_of, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, read = step_of(3), threading.Event()
     real = Encoder.encode_now
@@ -252,7 +265,7 @@ async def test_a_request_goes_out_while_the_next_record_is_read(
 
     monkeypatch.setattr(Encoder, "encode_now", slow)
     with serving(scripted()) as running:
-        async with Rig(running, encoder, teacher).targets(step) as targets, aclosing(targets(0)) as samples:
+        async with Rig(running, encoder, targets).samples(step) as of_group, aclosing(of_group(0)) as samples:
             with anyio.fail_after(5):
                 names = [(await anext(samples)).target.record_id for _ in range(2)]
             read.set()
@@ -283,7 +296,7 @@ async def test_requests_for_one_record_are_told_apart(requests_of) -> None:
     assert [request.uid for request in await requested([encoded] * 3)] == ["data:1", "data:1+1", "data:1+2"]
 
 
-async def test_the_next_pack_is_laid_out_on_a_thread_while_one_is_learned(encoder, teacher, step_of) -> None:
+async def test_the_next_pack_is_laid_out_on_a_thread_while_one_is_learned(encoder, targets, step_of) -> None:
     step, laid_out = step_of(4), []
 
     def lay_out(pack: Pack) -> list[str]:
@@ -291,8 +304,8 @@ async def test_the_next_pack_is_laid_out_on_a_thread_while_one_is_learned(encode
         laid_out.append((names, threading.current_thread() is threading.main_thread()))
         return names
 
-    targets = ground_truth_targets(step, encoder, teacher, StepReport.opened(step, no_account()))
-    async with packed(step, targets, NoPacking(CAPACITY), lay_out) as packs:
+    samples = ground_truth_samples(step, encoder, targets)
+    async with packed(step, samples, NoPacking(CAPACITY), lay_out) as packs:
         first = await anext(packs)
         await until(lambda: len(laid_out) == 2)
         rest = [names async for names in packs]

@@ -39,15 +39,15 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in full_weights(run.learner.loaded).items()}
+    return {name: tensor.clone() for name, tensor in full_weights(run.training.learner.loaded).items()}
 
 
 def unmoved(run: Run, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in full_weights(run.learner.loaded).items())
+    return all(torch.equal(tensor, before[name]) for name, tensor in full_weights(run.training.learner.loaded).items())
 
 
 def has_gradient(run: Run) -> bool:
-    return any(parameter.grad is not None for parameter in run.learner.loaded.model.parameters())
+    return any(parameter.grad is not None for parameter in run.training.learner.loaded.model.parameters())
 
 
 async def trained(run: Run) -> None:
@@ -109,7 +109,7 @@ async def test_an_evaluation_that_reads_few_records_ahead_scores_every_one_once(
 ) -> None:
     async with opened(faults={"val:5": "error"}) as run:
         whole = await run.evaluation.run(run.progress)
-        lap = run.account.lap()
+        lap = run.decoding.account.lap()
         assert lap.learner[LearnerActivity.SYNCING] > 0
         assert lap.servers[ServerActivity.SYNCING] > 0
         monkeypatch.setattr("learner.data.encoding.MOST_ENCODED", 3)
@@ -183,7 +183,7 @@ async def test_a_publish_that_fails_ends_the_run_before_anything_is_decoded(open
 
 async def test_a_loss_that_is_not_finite_moves_nothing(opened: Opened) -> None:
     async with opened() as run:
-        name, parameter = next(iter(run.learner.loaded.model.named_parameters()))
+        name, parameter = next(iter(run.training.learner.loaded.model.named_parameters()))
         with torch.no_grad():
             parameter.view(-1)[0] = float("nan")
         before = weights(run)

@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.checkpoints.checkpoint import Checkpoints, latest_checkpoint, read_state
 from learner.checkpoints.start import Start, start_of
 from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import Guard
 from learner.training.learner import Learner

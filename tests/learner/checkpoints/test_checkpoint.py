@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from learner.channels.last_pass import LastPass, SinglePass
 from learner.checkpoints.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state, set_aside_later
 from learner.model.load import load_model, load_tokenizer
-from learner.objectives.objective import LastPass
-from learner.objectives.supervised import Supervised
 from learner.plan.progress import Progress
 from learner.plan.schedule import Channel
 from learner.reporting.collapse_guard import Guard
@@ -45,7 +44,7 @@ class Trained:
 
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> list[float]:
         losses = []
-        objective = Supervised(LastPass(Stage2Section(), self.bench.coordinate_ids))
+        objective = SinglePass(LastPass(Stage2Section(), self.bench.coordinate_ids))
         for _ in range(steps):
             sample = self.bench.sample(self.progress.step, 2)
             self.learner.accumulate(self.learner.lay_out(pack_of(sample)), objective, totals_of(sample))

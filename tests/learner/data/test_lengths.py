@@ -149,10 +149,10 @@ def test_the_bound_gives_way_to_the_exact_number_where_it_is_too_high(source, en
 def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:
     by_ap = ("custom.val_jsonl=val.jsonl", "training.metric_for_best_model=eval_coco_ap")
     monkeypatch.setattr("learner.evaluation.scoring.is_installed", lambda module: False)
-    check_best_metric(config_of(*by_ap))  # nothing is evaluated
-    check_best_metric(config_of("custom.val_jsonl=val.jsonl", "training.eval_strategy=steps"))
+    check_best_metric(config_of(*by_ap).training)  # nothing is evaluated
+    check_best_metric(config_of("custom.val_jsonl=val.jsonl", "training.eval_strategy=steps").training)
     with pytest.raises(ConfigError, match=r"eval_coco_ap needs faster-coco-eval; pip install 'boxloop\[eval\]'"):
-        check_best_metric(config_of(*by_ap, "training.eval_strategy=steps"))
+        check_best_metric(config_of(*by_ap, "training.eval_strategy=steps").training)
 
 
 def test_a_server_with_another_tokenizer_is_refused(checkpoint: Path) -> None:

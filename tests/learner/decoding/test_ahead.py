@@ -99,7 +99,7 @@ async def test_a_resumed_run_decodes_again_by_the_weights_it_resumes_with(opened
     keys = ("training.max_steps=3", f"{LAG}=2", "training.save_steps=1")
     delays = {f"train:{number}": 0.3 for number in range(1, 65)}
     async with opened(*keys, delays=delays) as run:
-        run.sinks.append = lambda record: setattr(run.progress, "stop_requested", True)  # type: ignore[method-assign]
+        run.reporting.sinks.append = lambda record: setattr(run.progress, "stop_requested", True)  # type: ignore[method-assign]
         await trained(run)
         assert run.progress.step == 1
     async with opened(*keys, "training.resume_from_checkpoint=true", delays=delays) as run:
@@ -133,6 +133,6 @@ def test_an_answer_may_be_as_old_as_max_lag_and_no_older(
 
 
 def test_the_user_is_told_how_old_answers_may_be() -> None:
-    assert "strictly on-policy" in DecodingRules(0, 9).told(["A", "A", "B"])
-    assert "from 2 optimizer steps before it on" in DecodingRules(0, 9, max_lag=2).told(["A", "A", "B"])
-    assert "from 0 or 1 optimizer steps before it on" in DecodingRules(0, 9, max_lag=3).told(["B", "A", "B"])
+    assert "strictly on-policy" in DecodingRules(0, 9).describe(["A", "A", "B"])
+    assert "from 2 optimizer steps before it on" in DecodingRules(0, 9, max_lag=2).describe(["A", "A", "B"])
+    assert "from 0 or 1 optimizer steps before it on" in DecodingRules(0, 9, max_lag=3).describe(["B", "A", "B"])

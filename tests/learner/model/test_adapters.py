@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.model.adapters import adapted_layers
 from learner.model.freeze import part_of
 from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
 from shared.config.stage2 import Stage2Section
 from shared.config.training import TunerSection

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.model import varlen
 from learner.model.batch import Layout
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
 from shared.config.stage2 import Stage2Section
 from shared.errors import ConfigError

@@ -15,8 +15,8 @@ def record_at(cursor: int) -> Record:
 def planner(pattern: str = "AAB", a: int = 4, b: int = 6, groups: int = 1) -> Planner:
     return Planner(
         pattern=tuple(pattern),
-        records_per_step={Channel.A: a, Channel.B: b},
-        groups_per_step={Channel.A: 1, Channel.B: groups},
+        records_per_step={"A": a, "B": b},
+        groups_per_step=groups,
         num_records=10,
         record_at=record_at,
     )
@@ -50,10 +50,10 @@ def test_the_length_of_a_run_comes_from_walking_the_pattern() -> None:
     assert planner().num_steps(0.3) == 0
 
 
-def test_the_next_b_step_is_looked_for_no_further_than_asked() -> None:
+def test_the_next_step_that_decodes_is_looked_for_no_further_than_asked() -> None:
     first = planner().plan(0, 0)
-    assert planner().next_b(first, within=1) is None
-    found = planner().next_b(first, within=2)
+    assert planner().next_decoding(first, within=1) is None
+    found = planner().next_decoding(first, within=2)
     assert found is not None
     assert (found.step, found.channel, found.cursor) == (2, Channel.B, 14)
-    assert planner().next_b(found, within=0) is found
+    assert planner().next_decoding(found, within=0) is found

@@ -1,4 +1,4 @@
-"""Steps and answers made by the real parser, matcher and teacher."""
+"""Steps and answers made by the real parser, matcher and maker of targets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from learner.channels.target_maker import TargetMaker
 from learner.detection.matching import MatchingConfig
 from learner.detection.record import GroundTruthObject, Record
 from learner.detection.targets import TargetWeights
@@ -13,7 +14,6 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
-from learner.teacher import Teacher
 from learner.types import EncodedImage, EncodedRecord, Rollout, RolloutRequest, TaughtRollout
 from shared.wire import PolicyVersion
 
@@ -24,7 +24,7 @@ LearnedOf = Callable[..., TaughtRollout]
 def learned_of(tiny_folder: Path) -> LearnedOf:
     """Make what is learned of an answer, given as text, to an image of these objects."""
     vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(tiny_folder)))
-    teacher = Teacher(vocabulary, MatchingConfig(), TargetWeights(), capacity=4096)
+    targets = TargetMaker(vocabulary, MatchingConfig(), TargetWeights(), capacity=4096)
 
     def learned(
         answer: str,
@@ -45,7 +45,7 @@ def learned_of(tiny_folder: Path) -> LearnedOf:
             decode_s=0.5,
             arrived_at=arrived_at,
         )
-        return teacher.rollout(rollout)
+        return targets.of_rollout(rollout)
 
     return learned
 

@@ -15,7 +15,7 @@ from learner.plan.time_split import LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.step_report import RecordsMiscounted, StepRecord, StepReport
 from learner.reporting.tallies import Tallies
 from learner.training.lane import ComputeLane
-from learner.types import LearnedPack, LostSample, StepResult, TaughtRollout
+from learner.types import DecodingStart, LearnedPack, LostSample, StepResult, TaughtRollout
 from shared.accounting import TimeAccount
 from shared.metrics import metric_named
 
@@ -92,10 +92,10 @@ def test_packs_are_counted_by_tokens_and_targets(plan_of: PlanOf) -> None:
 
 def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, learned_of: LearnedOf) -> None:
     report = opened(plan_of(5, Channel.B))
-    report.add_rollout(learned_of(answer_text([CAT, FAR]) + "<|im_end|>", (CAT, DOG), policy_step=3), 0.0)
-    report.add_rollout(learned_of("no braces", (DOG,), policy_step=5), 0.0)
-    report.add_rollout(learned_of("{}<|im_end|>", policy_step=5), 0.0)
-    report.add_rollout(learned_of('{"object_1": {"desc": "ca', (CAT,), "length", policy_step=5), 0.0)
+    report.add_taught(learned_of(answer_text([CAT, FAR]) + "<|im_end|>", (CAT, DOG), policy_step=3).timed(0.0))
+    report.add_taught(learned_of("no braces", (DOG,), policy_step=5).timed(0.0))
+    report.add_taught(learned_of("{}<|im_end|>", policy_step=5).timed(0.0))
+    report.add_taught(learned_of('{"object_1": {"desc": "ca', (CAT,), "length", policy_step=5).timed(0.0))
     metrics = closed(report).tallies.reduced()
     expected = {
         "stage2/raw_rollouts": 4,
@@ -124,11 +124,11 @@ def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, l
 
 def test_decoding_is_timed_from_the_first_request_to_the_last_answer(plan_of: PlanOf, learned_of: LearnedOf) -> None:
     report = opened(plan_of(2, Channel.B))
-    report.decoded(time.monotonic())
+    report.add_taught(DecodingStart(time.monotonic(), 0.0))
     started = time.monotonic()
     answers = [learned_of("{}<|im_end|>", arrived_at=started + seconds) for seconds in (0.5, 2.0, 1.0)]
     for answer in answers:
-        report.add_rollout(answer, 0.25)
+        report.add_taught(answer.timed(0.25))
     metrics = closed(report).tallies.reduced()
     assert metrics["time/rollout_generate_s"] == pytest.approx(2.0, abs=0.01)
     assert metrics["rollout/gen_tokens_per_s"] == pytest.approx(
@@ -201,9 +201,9 @@ def test_what_lies_between_two_steps_is_booked_to_the_second(plan_of: PlanOf) ->
 
 def test_a_step_whose_samples_were_all_lost_still_closes(plan_of: PlanOf, learned_of: LearnedOf) -> None:
     report = opened(plan_of(2, Channel.B))
-    report.decoded(time.monotonic())
+    report.add_taught(DecodingStart(time.monotonic(), 0.0))
     lost = LostSample(learned_of("{}").rollout.request, "engine_error", "died", retryable=True)
-    report.add_lost(lost)
+    report.add_taught(lost)
     record = closed(report, loss=0.0, terms={"loss/ce": (0.0, 0)})
     assert record.lost == (lost,)
     assert record.tallies.reduced()["packing/num_packs"] == 0
@@ -218,7 +218,7 @@ def test_what_was_in_packs_was_trained_and_a_record_that_stands_twice_counts_twi
     assert request.uid == "train:1+1"
     report = opened(plan)
     report.add_pack(pack(record_ids=("train:2",)))
-    report.add_lost(LostSample(request, "engine_error", "died", retryable=True))
+    report.add_taught(LostSample(request, "engine_error", "died", retryable=True))
     with pytest.raises(RecordsMiscounted, match=r"nor lost: \['train:1'\]"):
         report.check_complete()
     report.add_pack(pack(record_ids=("train:1",)))
@@ -234,7 +234,7 @@ def test_steps_logged_together_are_added_before_they_are_divided(plan_of: PlanOf
     for step, answers in enumerate(([answer_text([CAT])], [answer_text([CAT, DOG]), "{}"])):
         report = opened(plan_of(step, Channel.B))
         for answer in answers:
-            report.add_rollout(learned_of(answer + "<|im_end|>", (CAT, DOG)), 0.0)
+            report.add_taught(learned_of(answer + "<|im_end|>", (CAT, DOG)).timed(0.0))
         whole += closed(report).tallies
     whole += closed(opened(plan_of(2, Channel.A))).tallies
     metrics = whole.reduced()

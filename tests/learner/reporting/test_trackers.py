@@ -58,13 +58,13 @@ def test_a_tracker_that_is_not_installed_is_told_with_its_extra(
     config = config_of("training.report_to=[tensorboard]")
     monkeypatch.setattr("learner.reporting.trackers.is_installed", lambda module: False)
     with pytest.raises(ConfigError, match=r"training.report_to: tensorboard .*pip install 'boxloop\[tracking\]'"):
-        check_trackers(config)
+        check_trackers(config.training)
 
 
 def test_without_trackers_nothing_is_opened_and_no_package_asked_for(
     config_of: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = config_of("training.report_to=none")
-    check_trackers(config)
+    check_trackers(config.training)
     assert trackers_for(config, tmp_path, resumed_at=0) == ()
     assert list(tmp_path.glob("tensorboard")) == []

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from learner.channels.channel import Objective
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.losses.terms import PackLoss
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass, Objective
 from learner.plan.step_plan import StepTotals
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
 from shared.config.stage2 import Stage2Section

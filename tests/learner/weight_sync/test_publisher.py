@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from learner.decoding.opening import publisher_of
 from learner.model.tiny import build_tiny
-from learner.parts import publisher_for
 from learner.servers.weights import ServerAway
 from learner.weight_sync.publisher import Published
 from learner.weight_sync.transports import FileTransport, WeightUpdate
@@ -47,10 +47,10 @@ async def test_the_configured_transport_brings_them(site_of, config_of, tmp_path
     """To a server that does not see the learner's folder a file cannot be pointed at."""
     (tmp_path / "elsewhere").mkdir()
     site = await site_of({"weights_root": tmp_path / "elsewhere"})
-    by_http = publisher_for(config_of(f"{SYNC}.transport=http"), site.channels, site.loaded, site.lane)
+    by_http = publisher_of(config_of(f"{SYNC}.transport=http"), site.channels, site.loaded, site.lane)
     published = await by_http.publish_if_stale(1)
     assert await site.held() == [published.version]
-    by_file = publisher_for(config_of(f"{SYNC}.transport=file"), site.channels, site.loaded, site.lane)
+    by_file = publisher_of(config_of(f"{SYNC}.transport=file"), site.channels, site.loaded, site.lane)
     with pytest.raises(WeightSyncFailed, match="does not exist"):
         await by_file.publish_if_stale(2)
 
@@ -58,11 +58,11 @@ async def test_the_configured_transport_brings_them(site_of, config_of, tmp_path
 async def test_the_configured_fallback_sends_everything_or_not(
     site_of, config_of, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner.parts.TRANSPORTS", {"file": DamagingTransport()})
+    monkeypatch.setattr("learner.decoding.opening.TRANSPORTS", {"file": DamagingTransport()})
     site = await site_of({})
     for falls_back in (True, False):
         config = config_of(f"{SYNC}.mode=merged", f"{SYNC}.fallback_to_full={falls_back}")
-        publisher = publisher_for(config, site.channels, site.loaded, site.lane)
+        publisher = publisher_of(config, site.channels, site.loaded, site.lane)
         await publisher.publish_if_stale(1)
         if falls_back:
             published = await publisher.publish_if_stale(2)

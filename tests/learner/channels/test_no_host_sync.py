@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.model.batch import Layout
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
 from learner.packing.patches import patch_layout
 from shared.config.stage2 import Stage2Section

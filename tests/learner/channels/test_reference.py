@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from learner.channels.channel import Objective
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass, SinglePass
 from learner.model.batch import Layout
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass, Objective
-from learner.objectives.rollout_matching import RolloutMatching
-from learner.objectives.supervised import Supervised
 from learner.packing.collate import collate
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
@@ -201,14 +200,13 @@ def test_loss_and_gradient_do_not_depend_on_packing_or_order(
         assert_same_gradients(gradients(bench, loss), expected)
 
 
-@pytest.mark.parametrize("kind", [Supervised, RolloutMatching])
 def test_plain_teacher_forcing_is_the_expectation_with_one_pass(
-    workbench: Any, pack_of: Any, step_totals_of: Any, kind: type[Supervised]
+    workbench: Any, pack_of: Any, step_totals_of: Any
 ) -> None:
     samples = samples_of(workbench, coord_ce_weight=1.0)
     last_pass = LastPass(WEIGHTS, workbench.coordinate_ids)
     packs, totals = [pack_of(*samples)], step_totals_of(*samples)
-    loss = packed_loss(workbench, kind(last_pass), packs, totals, "rows")
+    loss = packed_loss(workbench, SinglePass(last_pass), packs, totals, "rows")
     assert loss.equal(packed_loss(workbench, Expectation(last_pass, 1), packs, totals, "rows"))
     torch.testing.assert_close(loss, plain_loss(workbench, samples, 1, WEIGHTS), rtol=1e-5, atol=1e-6)
 

@@ -7,10 +7,12 @@ from learner.detection.parsing import parse_rollout
 from learner.detection.targets import TargetWeights, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.types import EncodedRecord, Rollout, TaughtRollout, TrainingSample
+from shared.config.models import Config
+from shared.config.section import pick
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TargetMaker:
     """Makes targets. `capacity` is the longest target in tokens, `weights` say what is supervised how much."""
 
     vocabulary: CoordinateVocabulary
@@ -18,23 +20,30 @@ class Teacher:
     weights: TargetWeights
     capacity: int
 
-    def ground_truth(self, encoded: EncodedRecord) -> TrainingSample:
+    @classmethod
+    def of(cls, config: Config, vocabulary: CoordinateVocabulary, *, coord_ce_weight: float = 0.0) -> "TargetMaker":
+        """What a configuration says of targets; `coord_ce_weight` is the cross-entropy on coordinates."""
+        weights = pick(TargetWeights, config.stage2, coord_ce_weight=coord_ce_weight)
+        return cls(vocabulary, pick(MatchingConfig, config.rollout), weights, config.global_max_length)
+
+    def of_record(self, encoded: EncodedRecord) -> TrainingSample:
         """The record's own answer, teacher-forced from its first token."""
+        record = encoded.record
         target = ground_truth_target(
-            encoded.record.record_id, encoded.prompt_token_ids, encoded.record.objects, self.vocabulary, self.weights
+            record.record_id, encoded.prompt_token_ids, record.objects, self.vocabulary, self.weights
         )
         return TrainingSample(target, encoded.image)
 
-    def rollout(self, rollout: Rollout) -> TaughtRollout:
+    def of_rollout(self, rollout: Rollout) -> TaughtRollout:
         """The model's own answer, parsed and matched, with every object it missed appended."""
         encoded = rollout.request.encoded
-        objects = encoded.record.objects
+        record = encoded.record
         parsed = parse_rollout(rollout.token_ids, self.vocabulary, rollout.finish_reason)
-        match = match_objects(parsed.predictions, objects, self.matching)
+        match = match_objects(parsed.predictions, record.objects, self.matching)
         target = rollout_target(
-            encoded.record.record_id,
+            record.record_id,
             encoded.prompt_token_ids,
-            objects,
+            record.objects,
             parsed,
             match,
             self.vocabulary,

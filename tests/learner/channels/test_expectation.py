@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.channels.expectation import soften_context
 from learner.model.batch import PackedBatch
 from learner.model.forward import embed, encode_images
-from learner.model.soft_context import soft_context
 from learner.packing.collate import collate
 
 
@@ -29,7 +29,7 @@ def softened(
     images = encode_images(bench.loaded, batch)
     embeds = embed(bench.loaded, batch, images)
     ids = bench.coordinate_ids
-    return embeds, soft_context(bench.loaded, batch, embeds, images, ids, num_passes=passes, temperature=temperature)
+    return embeds, soften_context(bench.loaded, batch, embeds, images, ids, num_passes=passes, temperature=temperature)
 
 
 def slot_mask(batch: PackedBatch) -> Tensor:

@@ -3,26 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import SinglePass
+from learner.channels.table import open_channels
 from learner.data.jsonl import Reading, RecordSource
+from learner.decoding.opening import pool_of, sampling_of, sync_mode_of
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_model, load_tokenizer
-from learner.objectives.expectation import Expectation
-from learner.objectives.rollout_matching import RolloutMatching
-from learner.packing.packer import NoPacking, OnePack, Packer
-from learner.parts import (
-    matching_for,
-    objectives_for,
-    packer_for,
-    planner_for,
-    pool_for,
-    sampling_for,
-    sync_mode_for,
-    teacher_for,
-)
+from learner.packing.packer import NoPacking, OnePack, Packer, packer_of
+from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.servers.rollouts import RolloutServer
 from shared.config.models import Config
@@ -50,6 +44,16 @@ def vocabulary(checkpoint: Path) -> CoordinateVocabulary:
     return CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
 
 
+def channels_of(config: Config) -> Any:
+    """The kinds of step of a configuration, over its checkpoint."""
+    vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(config.model.model))
+    return open_channels(config, load_model(config.model.model, dtype="float32", device="cpu"), vocabulary)
+
+
+def planner_of(config: Config, source: RecordSource) -> Planner:
+    return Planner.of(config, source.num_records, source.record_at)
+
+
 @pytest.fixture
 def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
     """Ten records without objects."""
@@ -62,7 +66,7 @@ def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
 def test_a_greedy_run_bans_placeholders_and_stops_where_the_tokenizer_does(
     config_of: ConfigOf, vocabulary: CoordinateVocabulary, checkpoint: Path
 ) -> None:
-    sampling = sampling_for(config_of(f"{ROLLOUT}.max_new_tokens=33").rollout, vocabulary)
+    sampling = sampling_of(config_of(f"{ROLLOUT}.max_new_tokens=33").rollout, vocabulary)
     tokenizer = load_tokenizer(str(checkpoint))
     placeholders = set(tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"]))
     assert (sampling.max_new_tokens, sampling.temperature, sampling.repeat_terminate) == (33, 0.0, None)
@@ -76,47 +80,49 @@ def test_every_sampling_key_reaches_the_wire(config_of: ConfigOf, vocabulary: Co
     overrides = [f"{ROLLOUT}.{key}={value}" for key, value in keys.items()]
     overrides += [f"{ROLLOUT}.repeat_terminate.{key}={value}" for key, value in repeat.items()]
     config = config_of(*overrides, f"{ROLLOUT}.repeat_terminate.enabled=true")
-    sampling = sampling_for(config.rollout, vocabulary)
+    sampling = sampling_of(config.rollout, vocabulary)
     assert {key: getattr(sampling, key) for key in keys} == keys
     assert sampling.repeat_terminate == RepeatTerminate(**repeat)
 
 
 def test_every_matching_key_reaches_the_matcher(config_of: ConfigOf) -> None:
     keys = {"candidate_top_k": 2, "maskiou_resolution": 64, "maskiou_gate": 0.4, "fp_cost": 0.5, "fn_cost": 0.6}
-    made = matching_for(config_of(*(f"{ROLLOUT}.{key}={value}" for key, value in keys.items())).rollout)
-    assert {key: getattr(made, key) for key in keys} == keys
+    config = config_of(*(f"{ROLLOUT}.{key}={value}" for key, value in keys.items()))
+    matching = channels_of(config)[Channel.B].targets.matching
+    assert {key: getattr(matching, key) for key in keys} == keys
 
 
-def test_coordinates_are_words_in_stage_1_alone(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
-    assert teacher_for(config_of(), vocabulary).weights.coord_ce_weight == 0
-    assert teacher_for(config_of(STAGE1), vocabulary).weights.coord_ce_weight == 1
+def test_coordinates_are_words_in_stage_1_alone(config_of: ConfigOf) -> None:
+    of_stage_2, of_stage_1 = channels_of(config_of()), channels_of(config_of(STAGE1))
+    assert [kind.targets.weights.coord_ce_weight for kind in of_stage_2.values()] == [0, 0]
+    assert {channel: kind.targets.weights.coord_ce_weight for channel, kind in of_stage_1.items()} == {Channel.A: 1}
 
 
-def test_targets_are_weighted_as_written(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
+def test_targets_are_weighted_as_written(config_of: ConfigOf) -> None:
     keys = {"desc_ce_weight": 3.0, "prefix_structure_ce_weight": 0.5, "prefix_extras": "drop"}
     config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in keys.items()))
-    teacher = teacher_for(config, vocabulary)
-    assert {key: getattr(teacher.weights, key) for key in keys} == keys
-    assert teacher.capacity == config.global_max_length
+    for kind in channels_of(config).values():
+        assert {key: getattr(kind.targets.weights, key) for key in keys} == keys
+        assert kind.targets.capacity == config.global_max_length
 
 
-def test_every_loss_key_reaches_the_objectives(config_of: ConfigOf, vocabulary: CoordinateVocabulary) -> None:
+def test_every_loss_key_reaches_the_objectives(config_of: ConfigOf) -> None:
     terms = ("bbox_l1", "bbox_giou", "coord_gate", "coord_soft_ce", "coord_w1")
     weights = {name: 0.25 * place for place, name in enumerate(terms, 1)}
     stage2 = {f"{name}_weight": value for name, value in weights.items()}
     stage2 |= {"softctx_temperature": 0.5, "target_sigma": 3.0, "n_softctx_iter": 4}
     config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in stage2.items()))
-    objectives = objectives_for(config, load_model(config.model.model, dtype="float32", device="cpu"), vocabulary)
-    assert isinstance(objectives.expectation, Expectation)
-    assert isinstance(objectives.rollout_matching, RolloutMatching)
-    assert objectives.expectation.num_passes == 4
-    assert objectives.expectation.last_pass.section == objectives.rollout_matching.last_pass.section == config.stage2
+    expectation, rollout_matching = (kind.objective for kind in channels_of(config).values())
+    assert isinstance(expectation, Expectation)
+    assert isinstance(rollout_matching, SinglePass)
+    assert expectation.num_passes == 4
+    assert expectation.last_pass.section == rollout_matching.last_pass.section == config.stage2
 
 
 def test_packs_are_filled_and_held_as_written(config_of: ConfigOf) -> None:
     def taken(*overrides: str) -> list[int]:
         """Fill in tokens of what may be learned after each of four targets of 100 tokens."""
-        packer = packer_for(config_of("global_max_length=512", *overrides))
+        packer = packer_of(config_of("global_max_length=512", *overrides))
         fills = []
         for number in range(4):
             packer.add(Weighed(number, 100))
@@ -140,12 +146,12 @@ def test_packs_are_filled_and_held_as_written(config_of: ConfigOf) -> None:
     ],
 )
 def test_packing_follows_the_mode(config_of: ConfigOf, overrides: tuple[str, ...], kind: type) -> None:
-    assert type(packer_for(config_of(*overrides))) is kind
+    assert type(packer_of(config_of(*overrides))) is kind
 
 
 def test_step_mode_takes_a_step_as_one_group(config_of: ConfigOf, source: RecordSource) -> None:
     config = config_of("custom.extra.stage2_ab.channel_b.rollouts_per_step=6")
-    planner = planner_for(config, source)
+    planner = planner_of(config, source)
     plans = [planner.plan(step, 0) for step in range(3)]
     assert [plan.channel for plan in plans] == [Channel.A, Channel.A, Channel.B]
     assert [[len(group) for group in plan.groups] for plan in plans] == [[4], [4], [6]]
@@ -155,12 +161,12 @@ def test_step_mode_takes_a_step_as_one_group(config_of: ConfigOf, source: Record
 
 def test_micro_mode_takes_a_group_a_micro_step(config_of: ConfigOf, source: RecordSource) -> None:
     config = config_of(MICRO, "training.per_device_train_batch_size=2")
-    plan = planner_for(config, source).plan(2, 0)
+    plan = planner_of(config, source).plan(2, 0)
     assert [len(group) for group in plan.groups] == [2, 2]
 
 
 def test_stage_1_knows_one_channel(config_of: ConfigOf, source: RecordSource) -> None:
-    planner = planner_for(config_of(STAGE1), source)
+    planner = planner_of(config_of(STAGE1), source)
     assert [planner.plan(step, 0).channel for step in range(3)] == [Channel.A] * 3
 
 
@@ -183,7 +189,7 @@ async def test_no_server_is_asked_for_more_than_it_takes(
     with serving(scripted()) as running:
         async with running.client() as client:
             server = RolloutServer(client, 5.0)
-            pool = pool_for(config, [server], sampling_for(config.rollout, vocabulary), [await server.info()], restore)
+            pool = pool_of(config, [server], sampling_of(config.rollout, vocabulary), [await server.info()], restore)
     assert pool.windows == [most]
 
 
@@ -200,5 +206,5 @@ async def test_no_server_is_asked_for_more_than_it_takes(
 def test_adapter_runs_send_what_they_touch_unless_told_otherwise(
     config_of: ConfigOf, overrides: list[str], mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert sync_mode_for(config_of(*overrides)) == mode
+    assert sync_mode_of(config_of(*overrides)) == mode
     assert ("adapter means merged" in caplog.text) == (f"{SYNC_MODE}=adapter" in overrides)

@@ -1,28 +1,21 @@
-"""What a channel minimises: from a pack's tensors to its loss."""
+"""The pass that has the gradient, and the objective that is nothing but that pass."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from learner.losses.terms import PackLoss, loss_of
 from learner.model.batch import PackedBatch
-from learner.model.forward import ImageFeatures, at_predictors, hidden_states
+from learner.model.forward import ImageFeatures, at_predictors, embed, encode_images, hidden_states
 from learner.model.head import token_scores
 from learner.model.loaded import LoadedModel
 from learner.plan.step_plan import StepTotals
 from shared.config.stage2 import Stage2Section
 
 
-class Objective(Protocol):
-    """The loss of one pack, with its gradient still to be taken."""
-
-    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> PackLoss: ...
-
-
 @dataclass(frozen=True)
 class LastPass:
-    """The pass that has the gradient. `coordinate_ids` are int64 [1000] in bin order, on the model's device."""
+    """From input embeddings to a loss. `coordinate_ids` are int64 [1000] in bin order, on the model's device."""
 
     section: Stage2Section
     coordinate_ids: Tensor
@@ -33,3 +26,14 @@ class LastPass:
         """Decode input embeddings and compare supervised positions, and no others, with their labels."""
         hidden = at_predictors(batch, hidden_states(loaded, batch, embeds, images))
         return loss_of(token_scores(loaded, hidden, batch, self.coordinate_ids), batch, totals, self.section)
+
+
+@dataclass(frozen=True)
+class SinglePass:
+    """One pass over the target as it stands."""
+
+    last_pass: LastPass
+
+    def __call__(self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals) -> PackLoss:
+        images = encode_images(loaded, batch)
+        return self.last_pass(loaded, batch, totals, embed(loaded, batch, images), images)

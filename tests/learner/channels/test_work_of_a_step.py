@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from learner.channels.expectation import Expectation
+from learner.channels.last_pass import LastPass
 from learner.model import chunked_head
 from learner.model.batch import Layout, PackedBatch
-from learner.objectives.expectation import Expectation
-from learner.objectives.objective import LastPass
 from learner.packing.collate import collate
 from shared.config.stage2 import Stage2Section
 

@@ -1,0 +1,1 @@
+"""The kinds of optimizer step: what each teaches and what it minimises."""

@@ -1,0 +1,36 @@
+"""Steps that are taught the ground truth; with plain teacher forcing as their objective they are Stage 1's."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from learner.channels.channel import Objective, Sources, StepKind, Taught
+from learner.channels.last_pass import LastPass, SinglePass
+from learner.channels.target_maker import TargetMaker
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.plan.step_plan import StepPlan
+from learner.types import TaughtRecord
+from shared.config.models import Config
+
+
+@dataclass(frozen=True)
+class GroundTruthSteps:
+    """Each record's own answer, in record order."""
+
+    targets: TargetMaker
+    objective: Objective
+
+    async def teach(self, step: StepPlan, group: int, sources: Sources) -> AsyncGenerator[Taught, None]:
+        asked = time.perf_counter()
+        async with aclosing(sources.encoder.encode_in_order(step.groups[group])) as records:
+            async for encoded in records:
+                encode_s = time.perf_counter() - asked
+                yield TaughtRecord(self.targets.of_record(encoded), encode_s)
+                asked = time.perf_counter()
+
+
+def open_steps(config: Config, last_pass: LastPass, vocabulary: CoordinateVocabulary) -> StepKind:
+    """Stage 1: cross-entropy on every token of the answer, coordinates too."""
+    targets = TargetMaker.of(config, vocabulary, coord_ce_weight=1.0)
+    return GroundTruthSteps(targets, SinglePass(last_pass))

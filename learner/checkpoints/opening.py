@@ -1,0 +1,22 @@
+"""The checkpoints of a run, and what it takes from the one it goes on from."""
+
+from pathlib import Path
+
+from learner.checkpoints.checkpoint import Checkpoints, set_aside_later
+from learner.plan.progress import Progress
+from learner.reporting.collapse_guard import Guard
+from learner.training.opening import Training
+from shared.config.models import Config
+
+
+def open_checkpoints(
+    config: Config, training: Training, guard: Guard, progress: Progress, resumed: Path | None, folder: Path
+) -> Checkpoints:
+    """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside."""
+    checkpoints = Checkpoints(training.loaded, training.optimizer, guard, config.training, config.digest)
+    if resumed is not None:
+        state = checkpoints.restore(resumed)
+        progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
+        progress.saved_step = state.global_step
+    set_aside_later(folder, progress.step, in_use=Path(config.model.model))
+    return checkpoints

@@ -1,0 +1,89 @@
+"""The data of a run: what turns records into tokens, the records to train on, and those to validate on."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+
+from learner.data.encoding import Encoder
+from learner.data.images import ImageReader
+from learner.data.jsonl import Reading, RecordSource
+from learner.data.lengths import check_validation_prompts, without_long_records
+from learner.detection.record import Record
+from learner.detection.vocabulary import CoordinateVocabulary
+from shared.config.models import Config
+
+
+@dataclass(frozen=True)
+class Data:
+    """`validation` are the records in file order, none where the configuration names no file."""
+
+    tokenizer: Any
+    vocabulary: CoordinateVocabulary
+    encoder: Encoder
+    training: RecordSource
+    validation: tuple[Record, ...]
+
+
+def open_data(config: Config, model: str, tokenizer: Any, console: Console) -> Data:
+    """Read both files of a run that starts from the checkpoint `model`.
+
+    Raises DataError and ConfigError for what cannot be read, packed or decoded.
+    """
+    vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
+    encoder = open_encoder(config, model, tokenizer)
+    training = read_training(config, vocabulary, encoder, console)
+    validation = read_validation(config, vocabulary)
+    check_validation_prompts(validation, encoder, config)
+    return Data(tokenizer, vocabulary, encoder, training, validation)
+
+
+def open_encoder(config: Config, model: str, tokenizer: Any) -> Encoder:
+    """What makes prompts of records, by the tokenizer and the image processor of a checkpoint."""
+    return Encoder(
+        tokenizer,
+        ImageReader.from_checkpoint(model, config.template.max_pixels, config.template.min_pixels),
+        system=config.template.system,
+        user_prompt=config.custom.user_prompt,
+        num_workers=config.training.dataloader_num_workers,
+    )
+
+
+def reading_of(config: Config, vocabulary: CoordinateVocabulary, polygons: Literal["error", "keep"]) -> Reading:
+    """How the configuration means its JSONL files; `polygons` is what becomes of those that stay polygons."""
+    custom = config.custom
+    return Reading(
+        coordinate_space=custom.coordinate_space,
+        on_bad_record=custom.on_bad_record,
+        polygons="as_bbox" if custom.poly_as_bbox else polygons,
+        object_ordering=custom.object_ordering,
+        special_texts=vocabulary.special_texts,
+    )
+
+
+def read_training(config: Config, vocabulary: CoordinateVocabulary, encoder: Encoder, console: Console) -> RecordSource:
+    """The training records that can be learned; says what was skipped or changed on the way."""
+    custom = config.custom
+    with console.status(f"reading {custom.train_jsonl}"):
+        source, report = RecordSource.opened(
+            custom.train_jsonl,
+            reading_of(config, vocabulary, "error"),
+            seed=config.training.seed,
+            limit=custom.train_sample_limit,
+        )
+        fitting = without_long_records(source, encoder, vocabulary, config)
+    console.print(
+        f"{custom.train_jsonl}: {fitting.num_records} records, {len(report.skipped)} skipped, "
+        f"{source.num_records - fitting.num_records} too long, {report.widened} boxes widened, "
+        f"{report.clamped} values clamped"
+    )
+    return fitting
+
+
+def read_validation(config: Config, vocabulary: CoordinateVocabulary) -> tuple[Record, ...]:
+    """The validation records in file order; polygons stay polygons."""
+    if config.custom.val_jsonl is None:
+        return ()
+    reading = reading_of(config, vocabulary, "keep")
+    source, _ = RecordSource.opened(config.custom.val_jsonl, reading, seed=None, limit=config.custom.val_sample_limit)
+    return tuple(source.in_file_order())

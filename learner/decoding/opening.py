@@ -1,0 +1,150 @@
+"""The servers of a run: who decodes, with which weights, and how far ahead."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from functools import partial
+
+from rich.console import Console
+
+from learner.data.opening import Data
+from learner.decoding.ahead import Decoder, DecodingRules
+from learner.decoding.pool import LARGEST_REQUEST, RolloutPool, window_of
+from learner.decoding.replica import Restore
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.model.loaded import LoadedModel
+from learner.plan.planner import Planner
+from learner.plan.time_split import LearnerAccount, RunAccount
+from learner.servers.http import server_clients
+from learner.servers.rollouts import RolloutServer, check_server, introduce
+from learner.servers.weights import WeightChannel
+from learner.weight_sync.publisher import Compute, Snapshots, WeightPublisher
+from learner.weight_sync.snapshot import full_weights, merged_weights
+from learner.weight_sync.transports import TRANSPORTS
+from shared.config.models import Config
+from shared.config.rollout import RolloutMatchingSection
+from shared.config.section import pick
+from shared.weights_root import weights_root
+from shared.wire import RepeatTerminate, Sampling, ServerInfo, SyncMode
+
+LOG = logging.getLogger(__name__)
+
+PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The pool of servers, the weights that they are sent, and what decodes steps ahead of the loop."""
+
+    pool: RolloutPool
+    weights: WeightPublisher
+    decoder: Decoder
+    account: RunAccount
+
+
+@asynccontextmanager
+async def open_decoding(
+    config: Config,
+    data: Data,
+    planner: Planner,
+    num_steps: int,
+    loaded: LoadedModel,
+    compute: Compute,
+    account: LearnerAccount,
+    console: Console,
+) -> AsyncIterator[Decoding]:
+    """Meet the servers that the configuration names, none in a run that decodes nothing.
+
+    Raises ServerNeverReady for one that cannot be reached, ConfigError for one of another checkpoint.
+    """
+    section = config.rollout.vllm.server
+    async with server_clients(section) as clients:
+        servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
+        infos = await introduce(servers, section.timeout_s)
+        for server, info in zip(servers, infos, strict=True):
+            check_server(info, server.name, loaded.folder)
+        channels = [WeightChannel(client, section.timeout_s) for client in clients]
+        with closing(publisher_of(config, channels, loaded, compute)) as weights:
+            pool = pool_of(config, servers, sampling_of(config.rollout, data.vocabulary), infos, weights.resend)
+            run_account = RunAccount(account, [server.account for server in servers])
+            rules = rules_of(config, num_steps)
+            if config.decodes:
+                console.print(rules.describe(config.pattern))
+            decoder = Decoder(planner, data.encoder, pool, weights, run_account, rules)
+            yield Decoding(pool, weights, decoder, run_account)
+
+
+def sampling_of(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabulary) -> Sampling:
+    """How servers decode; placeholders of images and videos can never be sampled."""
+    repeat = rollout.repeat_terminate
+    placeholders = [vocabulary.tokenizer.token_to_id(text) for text in PLACEHOLDERS]
+    return pick(
+        Sampling,
+        rollout,
+        stop_token_ids=tuple(sorted(vocabulary.stop_ids)),
+        banned_token_ids=tuple(id for id in placeholders if id is not None),
+        repeat_terminate=pick(RepeatTerminate, repeat) if repeat.enabled else None,
+    )
+
+
+def rules_of(config: Config, num_steps: int) -> DecodingRules:
+    """How steps are decoded in a run of `num_steps` optimizer steps."""
+    return DecodingRules(
+        run_seed=config.training.seed,
+        num_steps=num_steps,
+        max_lag=config.rollout.max_lag,
+        streaming=config.pipeline,
+        in_order=config.rollout.deterministic,
+        most_waiting=config.training.packing_buffer,
+    )
+
+
+def pool_of(
+    config: Config,
+    servers: Sequence[RolloutServer],
+    sampling: Sampling,
+    infos: Sequence[ServerInfo],
+    restore: Restore,
+) -> RolloutPool:
+    """The servers of the run, each asked for what `infos` say that it decodes at once; `restore` brings lost ones back.
+
+    Repeatable runs send fixed batches, one at a time to each server.
+    """
+    rollout = config.rollout
+    per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size
+    if rollout.deterministic:
+        per_request = in_flight = per_request or -(-config.rollouts_per_step // max(1, len(servers)))
+    return RolloutPool(
+        servers,
+        sampling,
+        per_request or LARGEST_REQUEST,
+        [min(info.limits.max_open_samples, in_flight or window_of(info.limits)) for info in infos],
+        fixed_batches=rollout.deterministic,
+        restore=restore,
+        patience_s=rollout.vllm.server.timeout_s,
+    )
+
+
+def sync_mode_of(config: Config) -> SyncMode:
+    """What servers are sent once they hold everything; auto = in adapter runs what training touches."""
+    mode = config.rollout.vllm.sync.mode
+    if mode == "adapter":
+        LOG.warning("vllm.sync.mode: adapter means merged, because servers hold no adapters of their own")
+    return "merged" if config.sends_merged else "full"
+
+
+def publisher_of(
+    config: Config, channels: Sequence[WeightChannel], loaded: LoadedModel, compute: Compute
+) -> WeightPublisher:
+    """What brings the weights of `loaded` to the servers behind `channels`."""
+    sync = config.rollout.vllm.sync
+    merged = partial(merged_weights, loaded) if sync_mode_of(config) == "merged" else None
+    return WeightPublisher(
+        channels,
+        TRANSPORTS[sync.transport],
+        weights_root(config),
+        Snapshots(partial(full_weights, loaded), merged),
+        compute,
+        fallback_to_full=sync.fallback_to_full,
+    )

@@ -1,0 +1,45 @@
+"""When a run is evaluated, and on what."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from learner.data.opening import Data
+from learner.decoding.opening import Decoding, sampling_of
+from learner.detection.matching import MatchingConfig
+from learner.evaluation.evaluate import Evaluation, EvaluationPlan
+from learner.plan.planner import Planner
+from learner.reporting.sinks import Sinks
+from shared.config.models import Config
+from shared.config.section import pick
+
+NUM_EVAL_PICTURES = 8
+
+
+def open_evaluation(
+    config: Config, data: Data, planner: Planner, decoding: Decoding, sinks: Sinks, console: Console, pictures: Path
+) -> Evaluation:
+    """The evaluation of the validation records, with the first of them drawn into `pictures`."""
+    training = config.training
+    every = {
+        "no": None,
+        "steps": training.eval_steps or training.logging_steps,
+        "epoch": max(1, planner.num_steps(1)),
+    }[training.eval_strategy]
+    plan = EvaluationPlan(
+        records=data.validation,
+        every=every,
+        at_start=training.eval_on_start,
+        num_pictures=NUM_EVAL_PICTURES,
+        pictures=pictures,
+    )
+    return Evaluation(
+        plan,
+        encoder=data.encoder,
+        vocabulary=data.vocabulary,
+        matching=pick(MatchingConfig, config.rollout),
+        sampling=sampling_of(config.rollout, data.vocabulary),
+        decoding=decoding,
+        sinks=sinks,
+        console=console,
+    )
