@@ -13,12 +13,13 @@ from functools import partial
 
 from rich.console import Console
 
-from compose.environment import TOKEN_VARIABLE, child_environment
+from compose.environment import child_environment
 from compose.launch_plan import Launch, LaunchPlan, Work, plan_launch
 from compose.machine import this_machine
 from compose.machine_checks import machine_findings
 from compose.model_size import ModelSize, model_size
 from compose.process import ChildProcess, ProcessSpec
+from shared.access import TOKEN_VARIABLE
 from shared.config.advice import advice_for
 from shared.config.load import LoadedConfig, load_with_origins
 from shared.config.models import Config

@@ -4,10 +4,10 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 
-from compose.environment import TOKEN_VARIABLE
 from compose.launch_plan import LaunchPlan
 from compose.process import ProcessSpec
 from learner.plan.schedule import channel_of, decode_starts
+from shared.access import TOKEN_VARIABLE
 from shared.config.models import Config
 from shared.config.origins import values_with_origins
 

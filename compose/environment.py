@@ -4,9 +4,10 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
+from shared.access import TOKEN_VARIABLE
+
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 LOCAL = "127.0.0.1,localhost"
-TOKEN_VARIABLE = "BOXLOOP_TOKEN"
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",

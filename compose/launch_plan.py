@@ -13,15 +13,15 @@ from typing import Annotated
 import yaml
 from pydantic import AfterValidator, Field
 
-from compose.environment import TOKEN_VARIABLE, child_environment, new_token
+from compose.environment import child_environment, new_token
 from compose.process import ProcessSpec
+from shared.access import LAST_PORT, TOKEN_VARIABLE
 from shared.config.load import LoadedConfig, load_with_origins
 from shared.config.models import Config
 from shared.errors import ConfigError
 from shared.weights_root import weights_root
 
 VLLM = "custom.extra.rollout_matching.vllm"
-LAST_PORT = 65535
 
 
 def _each_once(gpus: tuple[str, ...]) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ def _with_weights(launch: Launch, work: Work | None) -> tuple[LoadedConfig, Path
     loaded = load_with_origins(launch.config, overrides)
     if loaded.config.rollout.vllm.sync.weights_root is not None:
         return loaded, None
-    folder = weights_root(loaded.config)
+    folder = weights_root(loaded.config.rollout.vllm.sync, loaded.config.training.output_dir)
     if work is None or work == Work():
         return loaded, folder
     folder = folder.with_name(f"{folder.name}-{work.name}")

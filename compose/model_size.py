@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.base_model import base_model, may_be_hub_id
+from shared.checkpoint_facts import base_model, may_be_hub_id
 from shared.errors import ConfigError
 
 

@@ -47,7 +47,7 @@ async def _assemble(
     config: Config, console: Console, folder: Path, metrics: MetricsServer, stack: AsyncExitStack
 ) -> Run:
     """Open room after room: first what costs seconds and may be wrong, then the model, then the servers."""
-    start = start_of(config)
+    start = start_of(config.model.model, config.tuner, config.training)
     data = open_data(config, start.model, load_tokenizer(start.model), console)
     check_servers_are_named(config)
     planner = Planner.of(config, data.training.num_records, data.training.record_at)

@@ -3,18 +3,15 @@
 Looks at checkpoint, tokenizer, data and servers as a run would, without loading a model, and prints a finding a line.
 """
 
-import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import orjson
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from learner.checkpoints.start import start_of
 from learner.data.encoding import Encoder
@@ -27,12 +24,12 @@ from learner.model.load import load_tokenizer
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
 from learner.servers.reachable import examine_servers
-from shared.base_model import may_be_hub_id
-from shared.config.load import load_config
+from shared.checkpoint_facts import folder_here, may_be_hub_id
 from shared.config.models import Config
 from shared.errors import ConfigError
 from shared.extras import cure_for, is_installed
-from shared.findings import Finding, attempt, checked, failed, tell, warned
+from shared.findings import Finding, attempt, checked, warned
+from shared.preflight import run_preflight
 
 NUM_IMAGES = 200
 """Image files whose headers are looked at; a run looks at all of them."""
@@ -88,22 +85,12 @@ def metrics_port(config: Config) -> str:
 
 def checkpoint_of(config: Config) -> tuple[str, str]:
     """The model that training starts from. Raises ConfigError when it cannot be one, or does not fit the tuner."""
-    start = start_of(config)
+    start = start_of(config.model.model, config.tuner, config.training)
     if not Path(start.model).is_dir() and not may_be_hub_id(start.model):
         raise ConfigError(f"model.model: {start.model} is no folder, and no hub id (owner/name); correct the path")
     resumed = f", resumed from {start.resumed}" if start.resumed else ""
     adapters = f", adapters of {start.adapters}" if start.adapters and not start.resumed else ""
     return start.model, f"{start.model}{resumed}{adapters}"
-
-
-def folder_here(model: str) -> Path | None:
-    """Its folder, or that of a hub id which was fetched before; nothing is fetched now."""
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def reader_of(config: Config, folder: Path) -> tuple[Reader, str]:
@@ -195,22 +182,6 @@ def images(config: Config, reader: Reader) -> str:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print every finding as a line of JSON; 0 unless the configuration cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m learner.preflight", description="Check what a learner needs.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-    except ConfigError as error:
-        tell(failed("config", str(error)))
-        return error.exit_code
-    for finding in examine(config):
-        tell(finding)
-    return 0
-
-
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # what is to be said is in the findings
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_preflight("learner.preflight", examine, "Check what a learner needs.", sys.argv[1:]))

@@ -98,6 +98,10 @@ class LostSample:
     retryable: bool
 
 
+Answer = Rollout | LostSample
+"""What became of a request."""
+
+
 @dataclass(frozen=True)
 class DecodingStart:
     """When a step's answers were first asked for (`time.monotonic`), and the seconds that their records took to encode.

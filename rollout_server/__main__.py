@@ -12,12 +12,11 @@ from types import FrameType
 from typing import NoReturn
 
 from rollout_server.launch import serve, settings_from
+from shared.access import LAST_PORT
 from shared.config.load import load_config
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
 from shared.listening import bound_socket
-
-LAST_PORT = 65535
 
 
 def main(arguments: Sequence[str]) -> int:

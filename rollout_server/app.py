@@ -12,7 +12,6 @@ from rollout_server.accounting import Activity
 from rollout_server.admission import Admission
 from rollout_server.batch_stream import BatchStream
 from rollout_server.engines.base import Engine
-from rollout_server.identity import tokenizer_digest
 from rollout_server.metrics import ServerCollector, server_registry
 from rollout_server.openapi import openapi_document
 from rollout_server.refusal import ManifestRefused, Refusal
@@ -21,6 +20,7 @@ from rollout_server.settings import ServerSettings
 from rollout_server.stall_watch import StallWatch
 from rollout_server.weights.service import WeightService
 from shared.accounting import TimeAccount
+from shared.checkpoint_facts import tokenizer_digest
 from shared.errors import EngineFailed, WeightSyncFailed
 from shared.probe import PUBLIC_PATHS, mount_probes, mount_unserved
 from shared.wire import (

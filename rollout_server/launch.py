@@ -1,10 +1,7 @@
 """Running one server process: its token, its socket, its engine, and the way it ends."""
 
 import argparse
-import ipaddress
-import os
 import socket
-from pathlib import Path
 
 import anyio
 import uvicorn
@@ -13,14 +10,13 @@ from fastapi import FastAPI
 from rollout_server.app import create_app
 from rollout_server.engines.base import Engine
 from rollout_server.settings import ServerSettings, limits_for
-from shared.base_model import base_model
+from shared.access import check_token, read_token
+from shared.checkpoint_facts import base_model
 from shared.config.models import Config
-from shared.errors import ConfigError, EngineFailed
+from shared.errors import EngineFailed
 from shared.streams import task_group
 from shared.weights_root import weights_root
 
-TOKEN_VARIABLE = "BOXLOOP_TOKEN"
-MIN_TOKEN_BYTES = 32
 GRACE_S = 2
 """How long open streams may go on after a signal, or after the engine's death."""
 WATCH_INTERVAL_S = 0.5
@@ -34,6 +30,8 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
     """
     vllm = config.rollout.vllm
     host = options.host or vllm.server.host
+    token = read_token(options.token_file or vllm.server.token_file)
+    check_token(token, host)
     return ServerSettings(
         model=base_model(options.model or config.model.model),
         engine=options.engine or config.rollout.rollout_backend,
@@ -47,39 +45,12 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
         enforce_eager=vllm.enforce_eager,
         min_pixels=config.template.min_pixels,
         max_pixels=config.template.max_pixels,
-        token=read_token(options.token_file or vllm.server.token_file, host),
-        weights_root=options.weights_root or weights_root(config),
+        token=token,
+        weights_root=options.weights_root or weights_root(vllm.sync, config.training.output_dir),
         image_root=options.image_root or vllm.server.image_root,
         script=options.script,
         stall_timeout_s=vllm.server.stall_timeout_s,
     )
-
-
-def read_token(token_file: Path | None, host: str) -> str | None:
-    """The token of `token_file`, else of the environment; None leaves a loopback server open.
-
-    Raises ConfigError for an unreadable file, and for a host that other machines can reach without a token of at
-    least MIN_TOKEN_BYTES bytes.
-    """
-    try:
-        token = token_file.read_text().strip() if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
-    except OSError as error:
-        raise ConfigError(f"token file {token_file} cannot be read: {error}") from error
-    if not _is_loopback(host) and len(token.encode()) < MIN_TOKEN_BYTES:
-        raise ConfigError(
-            f"host {host} can be reached from other machines: set {TOKEN_VARIABLE} or --token-file to a token of at "
-            f"least {MIN_TOKEN_BYTES} bytes (got {len(token.encode())}), or bind 127.0.0.1"
-        )
-    return token or None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def build_engine(settings: ServerSettings) -> Engine:

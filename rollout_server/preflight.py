@@ -3,10 +3,9 @@
 Looks at what a server needs to start, without loading a model, and prints a finding a line.
 """
 
-import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +14,13 @@ import orjson
 
 from rollout_server.engines.prompt_rules import read_rules
 from rollout_server.engines.vllm.environment import check_version
-from rollout_server.launch import read_token
 from rollout_server.settings import limits_for
-from shared.base_model import base_model
-from shared.config.load import load_config
+from shared.access import TOKEN_VARIABLE, check_token, read_token
+from shared.checkpoint_facts import base_model
 from shared.config.models import Config
 from shared.errors import ConfigError
-from shared.findings import Finding, checked, failed, passed, tell, warned
+from shared.findings import Finding, checked, failed, passed, warned
+from shared.preflight import run_preflight
 from shared.weights_root import weights_root
 
 
@@ -63,38 +62,21 @@ def served_model(config: Config, model: Path) -> str:
 def token(config: Config) -> str:
     """Whether the token is there, and long enough for the address that a server binds."""
     section = config.rollout.vllm.server
-    found = read_token(section.token_file, section.host)
+    found = read_token(section.token_file)
+    check_token(found, section.host)
     if section.token_file is not None:
         return f"of {section.token_file}"
-    return "of BOXLOOP_TOKEN" if found else f"none, which a server on {section.host} may do without; `up` makes one"
+    return f"of {TOKEN_VARIABLE}" if found else f"none, which a server on {section.host} may do without; `up` makes one"
 
 
 def weights_folder(config: Config) -> Finding:
     """Whether the folder that weights pass through is there, or can be made."""
-    root = weights_root(config)
+    root = weights_root(config.rollout.vllm.sync, config.training.output_dir)
     above = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
     if above.is_dir() and os.access(above, os.W_OK):
         return passed("weights folder", str(root))
     return failed("weights folder", f"{root} cannot be made: {above} is not writable", "set vllm.sync.weights_root")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print every finding as a line of JSON; 0 unless the configuration cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rollout_server.preflight", description="Check what a server needs."
-    )
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-    except ConfigError as error:
-        tell(failed("config", str(error)))
-        return error.exit_code
-    for finding in examine(config):
-        tell(finding)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_preflight("rollout_server.preflight", examine, "Check what a server needs.", sys.argv[1:]))

@@ -5,19 +5,18 @@ import tempfile
 from hashlib import blake2b
 from pathlib import Path
 
-from shared.config.models import Config
+from shared.config.rollout import SyncSection
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def weights_root(config: Config) -> Path:
+def weights_root(sync: SyncSection, output_dir: Path) -> Path:
     """`sync.weights_root`, or a folder in shared memory (else in the temporary folder) that belongs to the run.
 
     The run is told by its user and its output directory, so that two runs on one machine do not meet.
     """
-    given = config.rollout.vllm.sync.weights_root
-    if given is not None:
-        return given
+    if sync.weights_root is not None:
+        return sync.weights_root
     base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-    run = blake2b(str(config.training.output_dir.resolve()).encode(), digest_size=6).hexdigest()
+    run = blake2b(str(output_dir.resolve()).encode(), digest_size=6).hexdigest()
     return base / f"boxloop-{os.getuid()}-{run}"

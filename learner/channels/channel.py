@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from learner.types import DecodingStart, LostSample, Rollout, TaughtRecord, TaughtRollout
+from learner.types import Answer, DecodingStart, LostSample, TaughtRecord, TaughtRollout
 
 if TYPE_CHECKING:
     from learner.data.encoding import Encoder
@@ -32,7 +32,7 @@ class Objective(Protocol):
 class AnswerSource(Protocol):
     """Where the answers of a step that decodes come from; see decoding/ahead.py."""
 
-    def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Rollout | LostSample, None]:
+    def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Answer, None]:
         """What became of each record of the group, once, as answers finish or in record order."""
         ...
 

@@ -14,7 +14,7 @@ from learner.model.adapter_files import tuner_of
 from learner.model.adapters import adapted_layers
 from learner.model.load import load_model
 from learner.weight_sync.snapshot import merged_weight
-from shared.base_model import base_model, holds_adapters
+from shared.checkpoint_facts import base_model, holds_adapters
 from shared.errors import BoxloopError, ConfigError
 from shared.whole_folder import whole_folder
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.checkpoints.checkpoint import latest_checkpoint, read_state
-from shared.base_model import base_model, holds_adapters
-from shared.config.models import Config
+from shared.checkpoint_facts import base_model, holds_adapters
+from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError
 
 
@@ -21,40 +21,40 @@ class Start:
     resumed: Path | None
 
 
-def start_of(config: Config) -> Start:
+def start_of(model: str, tuner: TunerSection, training: TrainingSection) -> Start:
     """Read `model.model` and `training.resume_from_checkpoint`, each of which may be a folder of adapters.
 
     Adapters go on `model.model`, from which servers start too. Raises ConfigError when there is nothing to resume, or
     when what there is does not fit `tuner.train_type`, and DataError when the checkpoint to resume is not whole.
     """
-    resumed = _resumed(config)
-    source = config.model.model if resumed is None else str(resumed)
+    resumed = _resumed(training)
+    source = model if resumed is None else str(resumed)
     key = "model.model" if resumed is None else "training.resume_from_checkpoint"
     adapters = Path(source) if holds_adapters(source) else None
-    if adapters is not None and config.tuner.train_type != "lora":
+    if adapters is not None and tuner.train_type != "lora":
         raise ConfigError(
-            f"{key}: {source} holds adapters, but tuner.train_type is {config.tuner.train_type}; set it to lora, or "
+            f"{key}: {source} holds adapters, but tuner.train_type is {tuner.train_type}; set it to lora, or "
             f"make a whole model of it: boxloop export {source} --out DIR"
         )
-    if resumed is not None and adapters is None and config.tuner.train_type == "lora":
+    if resumed is not None and adapters is None and tuner.train_type == "lora":
         raise ConfigError(
             f"{key}: {source} was trained whole, but tuner.train_type is lora; start from it as model.model"
         )
     whole = resumed is not None and adapters is None
-    return Start(source if whole else base_model(config.model.model), adapters, resumed)
+    return Start(source if whole else base_model(model), adapters, resumed)
 
 
-def _resumed(config: Config) -> Path | None:
-    wanted = config.training.resume_from_checkpoint
+def _resumed(training: TrainingSection) -> Path | None:
+    wanted = training.resume_from_checkpoint
     if not wanted:
         return None
     if wanted is not True:
         read_state(Path(wanted))
         return Path(wanted)
-    found = latest_checkpoint(config.training.output_dir)
+    found = latest_checkpoint(training.output_dir)
     if found is None:
         raise ConfigError(
-            f"training.resume_from_checkpoint: true, but {config.training.output_dir} holds no whole checkpoint; "
+            f"training.resume_from_checkpoint: true, but {training.output_dir} holds no whole checkpoint; "
             "set it to null to start anew"
         )
     return found

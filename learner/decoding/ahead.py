@@ -26,7 +26,7 @@ from learner.plan.planner import Planner
 from learner.plan.schedule import decode_lags
 from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import LearnerActivity, RunAccount
-from learner.types import DecodingStart, LostSample, Rollout, RolloutRequest
+from learner.types import Answer, DecodingStart, Rollout, RolloutRequest
 from shared.errors import ProtocolError
 from shared.streams import task_group
 from shared.wire import PolicyVersion
@@ -34,8 +34,6 @@ from shared.wire import PolicyVersion
 if TYPE_CHECKING:
     from learner.data.encoding import Encoder
     from learner.weight_sync.publisher import Published, WeightPublisher
-
-Result = Rollout | LostSample
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class _StepDecoding:
         self.version: PolicyVersion | None = None
         self.published, self.requested, self.finished = anyio.Event(), anyio.Event(), anyio.Event()
         self.requested_at = self.encode_s = 0.0
-        self.hand_offs = [anyio.create_memory_object_stream[Result](rules.room_for(len(g))) for g in plan.groups]
+        self.hand_offs = [anyio.create_memory_object_stream[Answer](rules.room_for(len(g))) for g in plan.groups]
 
     async def published_version(self) -> PolicyVersion | None:
         await self.published.wait()
@@ -147,7 +145,7 @@ class Decoder:
         if self._opened is not None:
             await self._opened.finished.wait()
 
-    async def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Rollout | LostSample, None]:
+    async def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Answer, None]:
         """Yield what became of each record of a group of `step`, once.
 
         Raises ProtocolError for an answer by other weights than `max_lag` allows.
@@ -213,9 +211,9 @@ def check_version(rollout: Rollout, step: int, asked: PolicyVersion | None, max_
     )
 
 
-async def in_request_order(results: AsyncIterator[Result], asked: deque[str]) -> AsyncIterator[Result]:
+async def in_request_order(results: AsyncIterator[Answer], asked: deque[str]) -> AsyncIterator[Answer]:
     """Hold back what came early until its turn; `asked` are the uids in order, of those requests that were made."""
-    early: dict[str, Result] = {}
+    early: dict[str, Answer] = {}
     async for result in results:
         early[result.request.uid] = result
         while asked and asked[0] in early:

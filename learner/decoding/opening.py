@@ -143,7 +143,7 @@ def publisher_of(
     return WeightPublisher(
         channels,
         TRANSPORTS[sync.transport],
-        weights_root(config),
+        weights_root(sync, config.training.output_dir),
         Snapshots(partial(full_weights, loaded), merged),
         compute,
         fallback_to_full=sync.fallback_to_full,

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collec
 import anyio
 
 from learner.decoding.replica import Replica, Restore
-from learner.decoding.scheduler import Result, Scheduler
+from learner.decoding.scheduler import Scheduler
 from learner.decoding.work_queue import WorkQueue
 from learner.servers.rollouts import RolloutServer
-from learner.types import RolloutRequest
+from learner.types import Answer, RolloutRequest
 from shared.streams import task_group
 from shared.wire import PolicyVersion, Sampling, ServerLimits
 
@@ -66,14 +66,14 @@ class RolloutPool:
         sampling: Sampling | None = None,
         *,
         return_logprobs: bool = False,
-    ) -> AsyncGenerator[Result, None]:
+    ) -> AsyncGenerator[Answer, None]:
         """Yield every request's result once, in the order in which they finish; uids are unique within a call.
 
         Requests are taken in as there is room for them, results handed on by one task for each open POST. The hand-off
         has room for whatever is in flight, so a slow caller never holds up a stream; it holds up new requests. Raises
         ServerUnavailable when no server can serve.
         """
-        sender, receiver = anyio.create_memory_object_stream[Result](max_buffer_size=math.inf)
+        sender, receiver = anyio.create_memory_object_stream[Answer](max_buffer_size=math.inf)
         queue = WorkQueue(self._samples_per_request, self._fixed_batches)
         scheduler = Scheduler(
             self._replicas,

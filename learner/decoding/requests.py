@@ -6,7 +6,7 @@ from contextlib import aclosing
 from hashlib import blake2b
 
 from learner.decoding.pool import RolloutPool
-from learner.types import EncodedRecord, LostSample, Rollout, RolloutRequest
+from learner.types import Answer, EncodedRecord, RolloutRequest
 from shared.streams import prefetched
 from shared.wire import PolicyVersion, Sampling
 
@@ -18,7 +18,7 @@ async def decode_answers(
     sampling: Sampling | None = None,
     *,
     return_logprobs: bool = False,
-) -> AsyncGenerator[Rollout | LostSample, None]:
+) -> AsyncGenerator[Answer, None]:
     """Every request's result, in the order in which they finish.
 
     Requests are made while others are decoded, and no more than that are held; the first while `version` is awaited,

@@ -14,12 +14,10 @@ from learner.decoding.in_flight import InFlight, OpenPost
 from learner.decoding.replica import Replica, Restore
 from learner.decoding.work_queue import MAX_FAILURES, Post, RequestGroup, WorkQueue
 from learner.servers.http import ServerBusy
-from learner.types import LostSample, Rollout, RolloutRequest
+from learner.types import Answer, LostSample, RolloutRequest
 from shared.errors import ServerUnavailable, VersionConflict, WeightSyncFailed
 from shared.streams import task_group
 from shared.wire import PolicyVersion, Sampling
-
-Result = Rollout | LostSample
 
 FIRST_PROBE_S, LONGEST_PROBE_S = 0.2, 2.0
 """Seconds between two probes of a server that is away; each is twice the one before."""
@@ -46,7 +44,7 @@ class Scheduler:
         queue: WorkQueue,
         sampling: Sampling,
         version: PolicyVersion | None,
-        sender: MemoryObjectSendStream[Result],
+        sender: MemoryObjectSendStream[Answer],
         restore: Restore | None,
         patience_s: float,
         *,
@@ -168,7 +166,7 @@ class Scheduler:
         finally:
             replica.release(post.unanswered.values(), longest)
 
-    def _arrived(self, result: Result, post: Post) -> None:
+    def _arrived(self, result: Answer, post: Post) -> None:
         self._served_at = time.monotonic()
         self._changed.set()
         if isinstance(result, LostSample):

@@ -21,7 +21,7 @@ from learner.evaluation.scoring import Scores, Scoring
 from learner.plan.progress import Progress
 from learner.reporting.pictures import PictureSample, draw
 from learner.reporting.sinks import Sinks, progress_bar
-from learner.types import LostSample, Rollout
+from learner.types import Answer, LostSample, Rollout
 from shared.errors import ProtocolError
 from shared.wire import PolicyVersion, Sampling
 
@@ -92,7 +92,7 @@ class Evaluation:
         self._console.print(evaluation_line(scores))
         return scores
 
-    def _answers(self, step: int) -> AsyncGenerator[Rollout | LostSample, None]:
+    def _answers(self, step: int) -> AsyncGenerator[Answer, None]:
         """Every record's answer, by the weights after `step` optimizer steps."""
 
         async def publish() -> PolicyVersion:

@@ -12,6 +12,7 @@ from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
 from learner.model.freeze import freeze
 from learner.model.loaded import LoadedModel
 from learner.model.varlen import VARLEN_ATTENTION
+from shared.checkpoint_facts import checkpoint_folder
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
 
@@ -81,19 +82,6 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(checkpoint_folder(name))
-
-
-def checkpoint_folder(name: str) -> Path:
-    """The folder of a checkpoint: `name` itself, or the local copy of a hub id, fetched when it is missing."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name))
-    except (HFValidationError, OSError) as error:
-        raise ConfigError(f"model.model: {name!r} is no folder and no hub id that can be fetched: {error}") from error
 
 
 def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:

@@ -1,11 +1,11 @@
 """One HTTP client a server, with the token if there is one, and the first word with each."""
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 
+from shared.access import read_token
 from shared.config.models import Config
 from shared.config.rollout import ServerSection
 from shared.errors import BoxloopError, ConfigError, ProtocolError, ServerUnavailable, VersionConflict
@@ -15,13 +15,10 @@ PROBE_TIMEOUT_S = 5.0
 """A probe is answered in constant time, however busy the server is."""
 
 
-TOKEN_VARIABLE = "BOXLOOP_TOKEN"
-
-
 @asynccontextmanager
 async def server_clients(section: ServerSection) -> AsyncIterator[list[httpx.AsyncClient]]:
     """Clients of `section.servers`. Proxies of the environment are left out: servers are addressed as they are."""
-    token = section.token_file.read_text().strip() if section.token_file else os.environ.get(TOKEN_VARIABLE, "")
+    token = read_token(section.token_file)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     async with AsyncExitStack() as stack:
         yield [

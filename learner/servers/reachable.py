@@ -1,7 +1,6 @@
 """Whether the servers that a configuration names would serve its run: asked by the doctor, before any work is sent."""
 
 from collections.abc import AsyncIterator
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -9,6 +8,7 @@ import httpx
 from learner.servers.http import server_clients
 from learner.servers.rollouts import RolloutServer, check_server
 from learner.servers.weights import WeightChannel
+from shared.access import is_loopback
 from shared.config.models import Config
 from shared.errors import BoxloopError
 from shared.findings import Finding, failed, passed, warned
@@ -44,16 +44,9 @@ async def _examine(config: Config, folder: Path, client: httpx.AsyncClient) -> A
         return
     if f"transport:{transport}" not in info.capabilities:
         yield failed(check, f"it takes none by transport {transport}", "set vllm.sync.weights_root, or transport http")
-    elif transport == "file" and not _is_this_machine(client.base_url.host):
+    elif transport == "file" and not is_loopback(client.base_url.host):
         yield warned(
             check, f"transport file to {client.base_url.host}", "share weights_root with it, or set transport http"
         )
     else:
         yield passed(check, f"{status.phase}, by {transport}")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

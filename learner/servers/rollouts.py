@@ -1,6 +1,5 @@
 """One rollout server, seen from the learner: typed requests out, finished rollouts in."""
 
-import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -13,8 +12,9 @@ import httpx
 from learner.plan.time_split import ServerActivity
 from learner.servers.http import PROBE_TIMEOUT_S, ServerBusy, refusal
 from learner.servers.stall import watch_progress
-from learner.types import LostSample, Rollout, RolloutRequest
+from learner.types import Answer, LostSample, Rollout, RolloutRequest
 from shared.accounting import TimeAccount
+from shared.checkpoint_facts import tokenizer_digest
 from shared.errors import (
     ConfigError,
     PromptMismatch,
@@ -83,7 +83,7 @@ class RolloutServer:
         sampling: Sampling,
         version: PolicyVersion | None,
         return_logprobs: bool = False,
-    ) -> AsyncGenerator[Rollout | LostSample, None]:
+    ) -> AsyncGenerator[Answer, None]:
         """Yield one result a request as each finishes. Closing the iterator cancels the rest on the server.
 
         Raises ServerUnavailable when the stream is cut or stands still or the engine died, ServerBusy when the server
@@ -213,8 +213,7 @@ async def _introduce(server: RolloutServer, deadline: float, patience_s: float) 
 
 def check_server(info: ServerInfo, name: str, folder: Path) -> None:
     """Raise ConfigError when a server's tokenizer is not the learner's."""
-    own = folder / "tokenizer.json"
-    digest = hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else ""
+    digest = tokenizer_digest(folder)
     if digest and info.tokenizer_digest and digest != info.tokenizer_digest:
         raise ConfigError(
             f"model.model: {name} serves {info.model} with another tokenizer ({info.tokenizer_digest[:12]}) than "

@@ -24,9 +24,9 @@ MAY_IMPORT = {
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (
         ("accounting", "digest", "errors", "extras", "lifeline", "metrics"),
-        ("findings", "listening", "streams", "whole_folder", "wire"),
-        ("base_model", "config", "framing", "health"),
-        ("probe", "weights_root"),
+        ("access", "findings", "listening", "streams", "whole_folder", "wire"),
+        ("checkpoint_facts", "config", "framing", "health"),
+        ("preflight", "probe", "weights_root"),
     ),
     "rollout_server": (
         ("refusal", "settings"),

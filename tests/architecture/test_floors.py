@@ -9,7 +9,7 @@ from tests.architecture.floors import FLOORS, ROOT, Arrow, arrows_of, floor_of, 
 
 TORCH = frozenset({"torch", "transformers", "peft"})
 LIGHT = {
-    "compose.cli": TORCH | {"fastapi", "httpx", "scipy"},
+    "compose.cli": TORCH | {"fastapi", "scipy"},
     "learner.channels.channel": TORCH | {"httpx"},
     "learner.decoding.ahead": TORCH,
     "learner.decoding.work_queue": TORCH | {"httpx"},
@@ -27,7 +27,7 @@ LIGHT = {
 """Modules, and the packages that a process does not hold once it has imported them."""
 
 
-UNDER_WAY = {"learner", "rollout_server", "compose.cli"}
+UNDER_WAY = {"learner", "rollout_server"}
 """Rooms that are still being built, and modules that are not light yet."""
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from shared.config.load import load_config
-from shared.weights_root import weights_root
+from tests.weights_folder import weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +154,7 @@ def test_a_run_that_ends_well_gives_0_and_leaves_nothing(start: Start) -> None:
 def test_shared_memory_is_freed_at_the_end(start: Start) -> None:
     run = start(FAKE_SECONDS="300")
     wait_for(lambda: "argv" in run.log("learner"))
-    folder = weights_root(load_config(run.folder / "config.resolved.yaml"))
+    folder = weights_of(load_config(run.folder / "config.resolved.yaml"))
     folder.mkdir(exist_ok=True)
     (folder / "weights").write_bytes(b"0")
     run.process.send_signal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def test_a_run_goes_on_with_the_servers_that_are_left(start: Start) -> None:
 def test_what_a_killed_run_left_in_shared_memory_goes_when_the_next_one_starts(start: Start) -> None:
     run = start(FAKE_SECONDS="300")
     wait_for(lambda: "argv" in run.log("learner"))
-    folder = weights_root(load_config(run.folder / "config.resolved.yaml"))
+    folder = weights_of(load_config(run.folder / "config.resolved.yaml"))
     folder.mkdir(exist_ok=True)
     (folder / "weights").write_bytes(b"0")
     run.process.kill()

@@ -21,8 +21,8 @@ from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.load import load_tokenizer
 from shared.config.load import load_config
-from shared.weights_root import weights_root
 from tests.end_to_end.faults import DISTURBED_UP, NUM_STEPS, SHORT_RUN, records_of
+from tests.weights_folder import weights_of
 
 ROOT = Path(__file__).parents[2]
 MARK = "BOXLOOP_TEST_RUN"
@@ -115,7 +115,7 @@ class Command:
         self.process.communicate()
         resolved = self.folder / "config.resolved.yaml"
         if resolved.exists():
-            shutil.rmtree(weights_root(load_config(resolved)), ignore_errors=True)
+            shutil.rmtree(weights_of(load_config(resolved)), ignore_errors=True)
 
 
 Start = Callable[..., Command]

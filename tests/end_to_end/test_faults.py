@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.config.load import load_config
-from shared.weights_root import weights_root
 from tests.end_to_end.faults import PATTERN, assert_all_end
+from tests.weights_folder import weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -126,4 +126,4 @@ def test_a_signal_ends_every_process_of_the_run(
     run.end()
     assert "Traceback" not in run.told
     if number != signal.SIGKILL:
-        assert not weights_root(load_config(run.folder / "config.resolved.yaml")).exists()
+        assert not weights_of(load_config(run.folder / "config.resolved.yaml")).exists()

@@ -11,9 +11,10 @@ import orjson
 import pytest
 from PIL import Image
 
-from learner.preflight import examine, main
+from learner.preflight import examine
 from shared.config.models import Config
 from shared.findings import Finding
+from shared.preflight import run_preflight
 
 SERVER = "custom.extra.rollout_matching.vllm"
 
@@ -179,8 +180,13 @@ def test_a_server_that_does_not_answer_is_a_failure(run) -> None:
 
 def test_every_finding_is_a_line_of_json(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run()
-    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
+    assert run_preflight("learner.preflight", examine, "Check.", ["--config", str(tmp_path / "config.yaml")]) == 0
     findings = [Finding.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
     assert [finding.check for finding in findings if finding.status == "fail"] == ["training data"]
-    assert main(["--config", str(tmp_path / "config.yaml"), "trainin.seed=1"]) == 2
+    assert (
+        run_preflight(
+            "learner.preflight", examine, "Check.", ["--config", str(tmp_path / "config.yaml"), "trainin.seed=1"]
+        )
+        == 2
+    )
     assert Finding.model_validate_json(capsys.readouterr().out).check == "config"

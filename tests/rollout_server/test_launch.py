@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rollout_server.launch import TOKEN_VARIABLE, read_token, settings_from
+from rollout_server.launch import settings_from
+from shared.access import TOKEN_VARIABLE
 from shared.config.load import load_config
-from shared.errors import ConfigError
-from shared.weights_root import weights_root
+from tests.weights_folder import weights_of
 
 LONG = "t" * 32
 
@@ -28,7 +28,7 @@ def test_settings_come_from_the_configuration_and_the_command_line_goes_first(co
     settings = settings_from(config, NO_OPTIONS)
     assert (settings.engine, settings.limits.max_model_len, settings.limits.max_num_seqs) == ("hf", 300, 5)
     assert (settings.max_pixels, settings.min_pixels) == (4096, None)
-    assert settings.weights_root == weights_root(config)
+    assert settings.weights_root == weights_of(config)
     given = argparse.Namespace(**{**vars(NO_OPTIONS), "engine": "scripted", "weights_root": Path("/w"), "model": "m"})
     settings = settings_from(config, given)
     assert (settings.engine, settings.weights_root, settings.model) == ("scripted", Path("/w"), "m")
@@ -61,33 +61,9 @@ def test_every_engine_key_reaches_the_settings(config_file: Path, monkeypatch: p
 def test_two_runs_do_not_share_a_weights_root_unless_they_are_told_to(config_file: Path) -> None:
     key = "custom.extra.rollout_matching.vllm.sync.weights_root=/given"
     runs = [load_config(config_file, [f"training.output_dir=out{name}"]) for name in ("1", "1", "2")]
-    roots = [weights_root(run) for run in runs]
+    roots = [weights_of(run) for run in runs]
     assert roots[0] == roots[1] != roots[2]
-    assert weights_root(load_config(config_file, [key])) == Path("/given")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_a_loopback_server_may_go_without_a_token(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    assert read_token(None, host) is None
-
-
-@pytest.mark.parametrize("token", ["", "short", "t" * 31])
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.7", "::", "server.example"])
-def test_any_other_address_needs_a_long_token(monkeypatch: pytest.MonkeyPatch, host: str, token: str) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, token)
-    with pytest.raises(ConfigError, match="at least 32 bytes"):
-        read_token(None, host)
-    monkeypatch.setenv(TOKEN_VARIABLE, LONG)
-    assert read_token(None, host) == LONG
-
-
-def test_a_token_file_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, "other")
-    (tmp_path / "token").write_text(LONG + "\n")
-    assert read_token(tmp_path / "token", "127.0.0.1") == LONG
-    with pytest.raises(ConfigError, match="missing"):
-        read_token(tmp_path / "missing", "127.0.0.1")
+    assert weights_of(load_config(config_file, [key])) == Path("/given")
 
 
 class Process:

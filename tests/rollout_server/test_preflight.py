@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rollout_server.preflight import examine, main
+from rollout_server.preflight import examine
 from shared.config.load import load_config
 from shared.findings import Finding
+from shared.preflight import run_preflight
 
 VLLM = "custom.extra.rollout_matching.vllm"
 
@@ -96,6 +97,6 @@ def test_folders_must_be_there_or_be_possible(found, tmp_path: Path) -> None:
 
 
 def test_every_finding_is_a_line_of_json(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--config", str(config_file)]) == 0
+    assert run_preflight("rollout_server.preflight", examine, "Check.", ["--config", str(config_file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [Finding.model_validate_json(line).status for line in lines] == ["pass"] * 4

@@ -25,9 +25,10 @@ from rollout_server.engines.vllm.answer import FINISH_REASONS, GrowingAnswer
 from rollout_server.engines.vllm.meter import TokenMeter
 from rollout_server.engines.vllm.prompt import PromptRenderer, RenderedPrompt
 from rollout_server.engines.vllm.sampling import sampling_params
-from rollout_server.engines.vllm.start import checkpoint_folder, start
+from rollout_server.engines.vllm.start import start
 from rollout_server.engines.vllm.tensors import checkpoint_tensors
 from rollout_server.settings import ServerSettings
+from shared.checkpoint_facts import checkpoint_folder
 from shared.errors import EngineFailed, WeightSyncFailed
 from shared.streams import task_group
 
@@ -41,7 +42,7 @@ class VllmCore:
 
     def __init__(self, settings: ServerSettings) -> None:
         """Start it, which takes seconds to minutes; raises ConfigError or EngineFailed."""
-        self._folder = checkpoint_folder(settings.model)
+        self._folder = str(checkpoint_folder(settings.model))
         self.rules = read_rules(self._folder, settings.limits, settings.min_pixels)
         self._meter = TokenMeter()
         self._llm = start(settings, self._folder, self._meter)

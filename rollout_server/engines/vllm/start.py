@@ -7,11 +7,8 @@ from a thread that never ran a parallel torch operation (the child would wait fo
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -25,16 +22,6 @@ CPU_BLOCK_SIZE = 32
 MAX_CPU_CACHE_BYTES = 2**32
 ITEM_BYTES = {"float32": 4}
 """Of keys and values; 2 for every other type."""
-
-
-def checkpoint_folder(model: str) -> str:
-    """The folder of a checkpoint, fetched if `model` is a hub id; raises ConfigError for neither."""
-    if Path(model).is_dir():
-        return model
-    try:
-        return snapshot_download(model)
-    except (HFValidationError, OSError) as error:
-        raise ConfigError(f"model.model {model} is no folder and cannot be fetched: {error}") from error
 
 
 def start(settings: ServerSettings, folder: str, meter: TokenMeter) -> AsyncLLM:

@@ -20,7 +20,7 @@ from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import Guard
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
-from shared.base_model import base_model
+from shared.checkpoint_facts import base_model
 from shared.config.models import Config
 from shared.config.stage2 import GuardSection, Stage2Section
 from shared.config.training import TrainingSection, TunerSection
@@ -169,26 +169,30 @@ def saved(run: Callable[..., Run]) -> Path:
     return trained.checkpoints.save(trained.progress)
 
 
+def start(config: Config) -> Start:
+    return start_of(config.model.model, config.tuner, config.training)
+
+
 def test_a_run_starts_from_model_model(config_of: Callable[..., Config], checkpoint: Path) -> None:
-    assert start_of(config_of()) == Start(str(checkpoint), None, None)
+    assert start(config_of()) == Start(str(checkpoint), None, None)
 
 
 def test_adapters_are_resumed_on_the_model_that_servers_start_from(
     config_of: Callable[..., Config], checkpoint: Path, saved: Path
 ) -> None:
     resume = f"training.resume_from_checkpoint={saved}"
-    assert start_of(config_of("tuner.train_type=lora", resume)) == Start(str(checkpoint), saved, saved)
+    assert start(config_of("tuner.train_type=lora", resume)) == Start(str(checkpoint), saved, saved)
     with pytest.raises(ConfigError, match=r"resume_from_checkpoint: .* holds adapters, but tuner.train_type is full"):
-        start_of(config_of(resume))
+        start(config_of(resume))
 
 
 def test_adapters_as_model_model_go_on_their_base(
     config_of: Callable[..., Config], workbench: Any, saved: Path
 ) -> None:
     config = config_of("tuner.train_type=lora", f"model.model={saved}")
-    assert start_of(config) == Start(str(workbench.loaded.folder.resolve()), saved, None)
+    assert start(config) == Start(str(workbench.loaded.folder.resolve()), saved, None)
     with pytest.raises(ConfigError, match=r"model.model: .* holds adapters.*boxloop export"):
-        start_of(config_of(f"model.model={saved}"))
+        start(config_of(f"model.model={saved}"))
 
 
 def test_whole_weights_are_not_resumed_as_adapters(
@@ -197,13 +201,13 @@ def test_whole_weights_are_not_resumed_as_adapters(
     trained = run(TunerSection())
     folder = trained.checkpoints.save(trained.progress)
     resume = f"training.resume_from_checkpoint={folder}"
-    assert start_of(config_of(resume)) == Start(str(folder), None, folder)
+    assert start(config_of(resume)) == Start(str(folder), None, folder)
     with pytest.raises(ConfigError, match=r"was trained whole, but tuner\.train_type is lora"):
-        start_of(config_of(resume, "tuner.train_type=lora"))
+        start(config_of(resume, "tuner.train_type=lora"))
     with pytest.raises(ConfigError, match="holds no whole checkpoint"):
-        start_of(config_of("training.resume_from_checkpoint=true"))
+        start(config_of("training.resume_from_checkpoint=true"))
     with pytest.raises(DataError, match=r"trainer_state.json cannot be read"):
-        start_of(config_of(f"training.resume_from_checkpoint={checkpoint}"))
+        start(config_of(f"training.resume_from_checkpoint={checkpoint}"))
 
 
 def test_every_weight_of_a_resumed_run_is_on_the_device_and_trained_as_before(

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from learner.servers.http import TOKEN_VARIABLE, server_clients
+from learner.servers.http import server_clients
 from learner.servers.rollouts import RolloutServer
+from shared.access import TOKEN_VARIABLE
 from shared.config.rollout import ServerAddress, ServerSection
 from shared.errors import ProtocolError
 

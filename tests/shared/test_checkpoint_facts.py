@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.base_model import base_model, holds_adapters
+from shared.checkpoint_facts import base_model, holds_adapters
 from shared.errors import ConfigError
 
 
