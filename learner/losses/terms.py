@@ -24,9 +24,9 @@ Per = Literal["sample", "box", "slot"]
 
 
 class Scored:
-    """What a pack's S supervised positions score, and what several terms make of it, each worked out once.
+    """What a pack's S supervised positions and b boxes score, and what several terms make of it, each worked out once.
 
-    Tensors of coordinates are [b, 4], those of distributions over the bins [b, 4, 1000], all float32.
+    All float32. A term that needs another column of the batch reads it from `batch`.
     """
 
     def __init__(self, scores: TokenScores, batch: PackedBatch, section: Stage2Section) -> None:
@@ -36,26 +36,27 @@ class Scored:
 
     @cached_property
     def log_mass(self) -> Tensor:
-        """Logarithm of the probability that a slot holds any coordinate at all."""
+        """[b, 4]: logarithm of the probability that a slot holds any coordinate at all."""
         return self.scores.boxes.logsumexp(-1) - self.scores.log_normalisers[self.batch.box_slots]
 
     @cached_property
     def log_probabilities(self) -> Tensor:
-        """Over the bins alone, at `softctx_temperature`."""
+        """[b, 4, 1000]: over the bins alone, at `softctx_temperature`."""
         return torch.log_softmax(self.scores.boxes / self.section.softctx_temperature, dim=-1)
 
     @cached_property
     def probabilities(self) -> Tensor:
+        """[b, 4, 1000]: the same, not as logarithms."""
         return self.log_probabilities.exp()
 
     @cached_property
     def expected(self) -> Tensor:
-        """Expected coordinates in canvas widths and heights."""
+        """[b, 4]: expected coordinates in canvas widths and heights."""
         return expected_coordinate(self.probabilities)
 
     @cached_property
     def true(self) -> Tensor:
-        """True coordinates in canvas widths and heights."""
+        """[b, 4]: true coordinates in canvas widths and heights."""
         return self.batch.box_bins / (NUM_BINS - 1)
 
 
@@ -97,7 +98,7 @@ def coordinate_mass(scored: Scored) -> Tensor:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the loss: `weight` · `compute`, which is a sum over the pack, divided as `per` says.
+    """One term of the loss: `weight` · `compute`, a sum over the pack as a scalar [], divided as `per` says.
 
     `weight` is the key of `stage2_ab` without `_weight`, None = 1. Under `metric` the sum itself is logged; with
     `logs_weighted`, for terms that share a metric, the sum times its weight, and a weight of 0 costs nothing.
@@ -157,8 +158,7 @@ class PackLoss:
 def loss_of(scores: TokenScores, batch: PackedBatch, totals: StepTotals, section: Stage2Section) -> PackLoss:
     """Compute a pack's loss from what its supervised positions score.
 
-    L = ce / N + (bbox_l1_weight · L1 + bbox_giou_weight · (1 − GIoU)) / B + coordinate terms / 4B, with N and B of the
-    whole optimizer step in `totals`.
+    L = Σ weight · sum / (N, B or 4B as the row says) over TERMS, with N and B of the whole optimizer step in `totals`.
     """
     scored = Scored(scores, batch, section)
     nothing = torch.zeros((), device=scores.log_normalisers.device)
@@ -174,16 +174,10 @@ def loss_of(scores: TokenScores, batch: PackedBatch, totals: StepTotals, section
         sums[term.metric] = sums[term.metric] + (part if term.logs_weighted else value).detach()
     for observation in OBSERVATIONS:
         sums[observation.metric] = observation.compute(scored)
-    denominators: Mapping[Per, int] = {
-        "sample": totals.num_samples,
-        "box": totals.num_boxes,
-        "slot": NUM_CORNER_VALUES * totals.num_boxes,
-    }
+    denominators = _counts(totals.num_samples, totals.num_boxes)
     total = sum((parts[per] / denominator for per, denominator in denominators.items() if per in parts), nothing)
-    num_boxes = batch.num_boxes
-    counts: Mapping[Per, int] = {
-        "sample": batch.num_samples,
-        "box": num_boxes,
-        "slot": NUM_CORNER_VALUES * num_boxes,
-    }
-    return PackLoss(total, sums, counts)
+    return PackLoss(total, sums, _counts(batch.num_samples, batch.num_boxes))
+
+
+def _counts(num_samples: int, num_boxes: int) -> Mapping[Per, int]:
+    return {"sample": num_samples, "box": num_boxes, "slot": NUM_CORNER_VALUES * num_boxes}

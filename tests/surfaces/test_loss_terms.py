@@ -3,7 +3,7 @@
 import pytest
 
 from learner.detection.targets import TargetWeights
-from learner.losses.terms import PER, TERMS
+from learner.losses.terms import PER, TERMS, Term
 from shared.config.stage2 import Stage2Section
 from shared.metrics import METRICS
 
@@ -12,7 +12,7 @@ OF_TARGETS = {name for name in TargetWeights.__dataclass_fields__ if name.endswi
 
 
 @pytest.mark.parametrize("term", [term for term in TERMS if term.weight], ids=lambda term: term.weight)
-def test_a_term_has_a_key_for_its_weight(term) -> None:
+def test_a_term_has_a_key_for_its_weight(term: Term) -> None:
     assert f"{term.weight}_weight" in WEIGHTS, f"stage2_ab has no key {term.weight}_weight; see shared/config/stage2.py"
 
 
@@ -24,7 +24,9 @@ def test_a_weight_has_a_term(key: str) -> None:
 
 
 def test_what_the_loss_is_made_of_is_in_the_catalogue_and_nothing_else_is() -> None:
-    assert {name for name in METRICS if name.startswith("loss/")} == set(PER)
+    listed = {name for name in METRICS if name.startswith("loss/")}
+    assert not set(PER) - listed, f"shared/metrics.py lacks {sorted(set(PER) - listed)}"
+    assert not listed - set(PER), f"learner/losses/terms.py has no row of {sorted(listed - set(PER))}"
 
 
 def test_terms_that_share_a_metric_are_summed_over_the_same_and_logged_with_their_weights() -> None:

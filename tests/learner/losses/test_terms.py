@@ -1,12 +1,13 @@
 """The loss of a pack put together from its terms, on logits made by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from learner.losses.terms import PackLoss, loss_of
+from learner.losses.terms import TERMS, PackLoss, Scored, Term, loss_of
 from learner.model.batch import PackedBatch
 from learner.model.head import TokenScores
 from learner.plan.step_plan import StepTotals
@@ -121,3 +122,25 @@ def test_each_weight_scales_its_own_term(name: str) -> None:
     assert one_box(none, scores).total.item() == 0
     assert one > 0
     assert three == pytest.approx(3 * one, rel=1e-5)
+
+
+def test_a_coordinate_term_without_a_weight_is_not_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(scored: Scored) -> Tensor:
+        raise AssertionError("computed at weight 0")
+
+    rows = [replace(term, compute=refuse) if term.logs_weighted else term for term in TERMS]
+    monkeypatch.setattr("learner.losses.terms.TERMS", rows)
+    scores = torch.zeros(4, NUM_WORDS + 1000)
+    terms = one_box(Stage2Section(coord_gate_weight=0), scores)
+    assert terms.sums["loss/coord"].item() == 0
+    with pytest.raises(AssertionError, match="weight 0"):
+        one_box(Stage2Section(coord_w1_weight=1), scores)
+
+
+def test_a_term_may_read_another_column_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def labels(scored: Scored) -> Tensor:
+        return scored.batch.labels.float().sum()
+
+    monkeypatch.setattr("learner.losses.terms.TERMS", (*TERMS, Term("loss/ce", "sample", None, labels)))
+    batch, scores = batch_of([1, 2, 3], [0.0] * 3, [], []), torch.zeros(3, NUM_WORDS + 1000)
+    assert terms_of(scores, batch, StepTotals(3, 1), ONLY_CE).total.item() == pytest.approx(6 / 3)

@@ -13,7 +13,7 @@ import torch
 from learner.channels.channel import Objective
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
-from learner.losses.terms import PackLoss
+from learner.losses.terms import PER, PackLoss
 from learner.plan.step_plan import StepTotals
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
@@ -51,7 +51,10 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
         moved.append(weights_of(bench))
     assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-5)
     assert updates[0].grad_norm == pytest.approx(updates[1].grad_norm, rel=1e-4)
-    assert [count for _, count in updates[0].terms.values()] == [4, 6, 6, 24, 24]
+    counts = {"sample": 4, "box": 6, "slot": 24}
+    assert {metric: count for metric, (_, count) in updates[0].terms.items()} == {
+        metric: counts[per] for metric, per in PER.items()
+    }
     # AdamW's first step is the learning rate times g / |g|: a part of it where a gradient is hardly more than rounding.
     for name, weight in moved[1].items():
         torch.testing.assert_close(moved[0][name], weight, rtol=0, atol=2.5e-4)
