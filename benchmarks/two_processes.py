@@ -187,5 +187,7 @@ async def trained(
     with on_core(core):
         async with open_run(loaded, Console(file=io.StringIO()), loaded.training.output_dir) as run:
             computing = learner(run.training.learner) if learner else run.training.learner
-            await train(replace(run, sinks=recorder, learner=computing, in_order=False))  # type: ignore[arg-type]
+            training = replace(run.training, learner=computing)
+            reporting = replace(run.reporting, sinks=recorder)  # type: ignore[arg-type]
+            await train(replace(run, training=training, reporting=reporting, in_order=False))
     return recorder.steps

@@ -1,14 +1,12 @@
 """How large a checkpoint's model is, from the headers of its files: nothing of it is loaded."""
 
-import json
 import math
-import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.checkpoint_facts import base_model, may_be_hub_id
 from shared.errors import ConfigError
+from shared.safetensors_header import read_header
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def model_size(model: str) -> ModelSize | None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"model.model: {folder} holds no *.safetensors; name a whole checkpoint")
-    tensors = [entry for file in files for name, entry in _header(file).items() if name != "__metadata__"]
+    tensors = [entry for file in files for entry in _tensors(file)]
     return ModelSize(
         num_parameters=sum(math.prod(entry["shape"]) for entry in tensors),
         num_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors),
@@ -41,16 +39,16 @@ def model_size(model: str) -> ModelSize | None:
     )
 
 
-def _header(file: Path) -> Mapping[str, dict[str, list[int]]]:
-    """A safetensors header: its length in 8 bytes, then JSON; the tensors that it lists fill the rest of the file."""
+def _tensors(file: Path) -> list[dict[str, list[int]]]:
+    """What a file lists; the tensors fill all of it behind the header."""
     try:
+        tensors = list(read_header(file).values())
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        size, listed = file.stat().st_size - 8 - length, max(ends, default=0)
+            length = int.from_bytes(stream.read(8), "little")
+        listed = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        size = file.stat().st_size - 8 - length
         if size != listed:
             raise ValueError(f"{size} bytes of tensors, its header lists {listed}")
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"model.model: {file} is no whole safetensors file ({error}); fetch it again") from error
-    return header
+    return tensors

@@ -24,6 +24,7 @@ from learner.model.load import load_tokenizer
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
 from learner.servers.reachable import examine_servers
+from learner.weight_sync.table import OUTLETS
 from shared.checkpoint_facts import folder_here, may_be_hub_id
 from shared.config.models import Config
 from shared.errors import ConfigError
@@ -60,7 +61,11 @@ def examine(config: Config) -> Iterator[Finding]:
     if reader is not None:
         yield from examine_data(config, reader)
     if config.decodes and config.rollout.vllm.server.servers:
-        yield from asyncio.run(examine_servers(config, folder))
+        sync = config.rollout.vllm.sync
+        needs_shared_folder = OUTLETS[sync.transport].needs_shared_folder
+        yield from asyncio.run(
+            examine_servers(config.rollout.vllm.server, folder, sync.transport, needs_shared_folder=needs_shared_folder)
+        )
 
 
 def packages(config: Config) -> Finding:

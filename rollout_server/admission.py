@@ -2,15 +2,26 @@
 
 import math
 import time
+from enum import Enum
 
 import anyio
 
-from rollout_server.accounting import Activity
 from rollout_server.refusal import Refusal
 from shared.accounting import TimeAccount
 from shared.wire import ServerLimits
 
 RETRY_AFTER_S = 1
+
+
+class Activity(Enum):
+    """What a server's seconds are spent on.
+
+    Of those that go on at once the first counts: a door that waits for open batches is still decoding.
+    """
+
+    DECODING = "decoding"
+    SYNCING = "syncing"
+    IDLE = "idle"
 
 
 class Admission:

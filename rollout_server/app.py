@@ -8,8 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from rollout_server.accounting import Activity
-from rollout_server.admission import Admission
+from rollout_server.admission import Activity, Admission
 from rollout_server.batch_stream import BatchStream
 from rollout_server.engines.base import Engine
 from rollout_server.metrics import ServerCollector, server_registry

@@ -6,8 +6,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rollout_server.accounting import Activity
-from rollout_server.admission import Admission
+from rollout_server.admission import Activity, Admission
 from rollout_server.engines.base import Engine
 from rollout_server.weights.service import WeightService
 from shared.accounting import TimeAccount

@@ -21,7 +21,7 @@ from learner.servers.rollouts import RolloutServer, check_server, introduce
 from learner.servers.weights import WeightChannel
 from learner.weight_sync.publisher import Compute, Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights
-from learner.weight_sync.transports import TRANSPORTS
+from learner.weight_sync.table import OUTLETS
 from shared.config.models import Config
 from shared.config.rollout import RolloutMatchingSection
 from shared.config.section import pick
@@ -142,7 +142,7 @@ def publisher_of(
     merged = partial(merged_weights, loaded) if sync_mode_of(config) == "merged" else None
     return WeightPublisher(
         channels,
-        TRANSPORTS[sync.transport],
+        OUTLETS[sync.transport],
         weights_root(sync, config.training.output_dir),
         Snapshots(partial(full_weights, loaded), merged),
         compute,

@@ -15,7 +15,7 @@ import torch
 from learner.servers.http import PROBE_TIMEOUT_S
 from learner.servers.weights import ServerAway, WeightChannel
 from learner.weight_sync.folder_lock import lock_folder
-from learner.weight_sync.transports import WeightTransport, WeightUpdate, write_update
+from learner.weight_sync.outlet import Offer, Outlet
 from shared.errors import WeightSyncFailed
 from shared.streams import task_group
 from shared.wire import PolicyVersion, SyncMode, WeightCommit
@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 
 Snapshot = Callable[[], Mapping[str, torch.Tensor]]
 Failures = dict[str, WeightSyncFailed]
-Compute = Callable[..., Awaitable[WeightUpdate]]
+Compute = Callable[..., Awaitable[Offer]]
 """Runs a function where the model may be read: on the compute lane."""
 
 SILENT_TIMEOUT_S = 0.5
@@ -74,7 +74,7 @@ class WeightPublisher:
     def __init__(
         self,
         channels: Sequence[WeightChannel],
-        transport: WeightTransport,
+        outlet: Outlet,
         root: Path,
         snapshots: Snapshots,
         compute: Compute,
@@ -82,14 +82,14 @@ class WeightPublisher:
         fallback_to_full: bool = True,
     ) -> None:
         self._channels = {channel.name: channel for channel in channels}
-        self._transport = transport
+        self._outlet = outlet
         self._root = root
         self._snapshots = snapshots
         self._compute = compute
         self._fallback_to_full = fallback_to_full
         self._incarnation = uuid4().hex[:12]
         self._published: Published | None = None
-        self._kept: dict[SyncMode, WeightUpdate] = {}
+        self._kept: dict[SyncMode, Offer] = {}
         self._away: frozenset[str] = frozenset()
         self._claim = ExitStack()
         self._turn = anyio.Lock()
@@ -116,16 +116,16 @@ class WeightPublisher:
             if self._published is None:
                 raise WeightSyncFailed(f"{server} cannot be brought up: nothing has been published yet")
             await self._channels[server].status(PROBE_TIMEOUT_S)
-            for update in self._kept.values():
-                await self._bring(update, self._channels[server])
+            for offer in self._kept.values():
+                await self._bring(offer, self._channels[server])
             left_out = tuple(name for name in self._published.left_out if name != server)
             self._published, self._away = replace(self._published, left_out=left_out), self._away - {server}
             return self._published.version
 
     def close(self) -> None:
         """Remove what was kept."""
-        for update in self._kept.values():
-            update.drop()
+        for offer in self._kept.values():
+            offer.drop()
         self._kept = {}
         self._claim.close()
 
@@ -179,21 +179,21 @@ class WeightPublisher:
         # A merged file lies over the full one. What is replaced goes first, so that two never fill the memory.
         for stale in _REPLACED_BY[mode] & self._kept.keys():
             self._kept.pop(stale).drop()
-        update = self._kept[mode] = await self._compute(self._write, mode, version)
-        failures = await for_each_server(channels, partial(self._bring, update))
-        return _Sent(failures, len(channels) * update.manifest.num_bytes)
+        offer = self._kept[mode] = await self._compute(self._offer, mode, version)
+        failures = await for_each_server(channels, partial(self._bring, offer))
+        return _Sent(failures, len(channels) * offer.manifest.num_bytes)
 
-    def _write(self, mode: SyncMode, version: PolicyVersion) -> WeightUpdate:
+    def _offer(self, mode: SyncMode, version: PolicyVersion) -> Offer:
         snapshot = self._snapshots.full if mode == "full" else self._snapshots.merged
         assert snapshot is not None
-        return write_update(self._root, snapshot(), version, mode, self._transport.name)
+        return self._outlet.offer(self._root, snapshot(), version, mode)
 
-    async def _bring(self, update: WeightUpdate, channel: WeightChannel) -> None:
+    async def _bring(self, offer: Offer, channel: WeightChannel) -> None:
         """The whole transaction with one server. One that fails is taken back, so that nothing of it is kept there."""
-        commit = WeightCommit(policy_version=update.manifest.policy_version)
-        await channel.prepare(update.manifest)
+        commit = WeightCommit(policy_version=offer.manifest.policy_version)
+        await channel.prepare(offer.manifest)
         try:
-            await self._transport.deliver(update, channel)
+            await offer.deliver(channel)
             await channel.commit(commit)
         except WeightSyncFailed:
             with suppress(WeightSyncFailed):

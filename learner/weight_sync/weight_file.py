@@ -1,6 +1,6 @@
 """Writing weights as a safetensors file, summed while they are written."""
 
-import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from shared.digest import RunningDigest
-from shared.wire import Dtype, TensorSpec
+from shared.errors import WeightSyncFailed
+from shared.safetensors_header import write_header
+from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
 
-ALIGNMENT = 8
-_DTYPES: dict[torch.dtype, tuple[Dtype, str]] = {
-    torch.float32: ("float32", "F32"),
-    torch.bfloat16: ("bfloat16", "BF16"),
-    torch.float16: ("float16", "F16"),
+_DTYPES: Mapping[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
 }
-"""What the wire and what safetensors call them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,50 @@ class SavedWeights:
     digest: str
 
 
+@dataclass(frozen=True)
+class WrittenWeights:
+    """One version of the weights in a file, in a folder of its own."""
+
+    file: Path
+    saved: SavedWeights
+    version: PolicyVersion
+    mode: SyncMode
+
+    def manifest(self, transport: Transport, folder: str | None = None) -> WeightManifest:
+        """What servers are told of it; `folder` is where they find it under the weights root, if they read it there."""
+        return WeightManifest(
+            policy_version=self.version,
+            mode=self.mode,
+            transport=transport,
+            tensors=self.saved.tensors,
+            num_bytes=self.saved.num_bytes,
+            digest=self.saved.digest,
+            folder=folder,
+        )
+
+    def remove(self) -> None:
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+def write_weights(root: Path, tensors: Mapping[str, Tensor], version: PolicyVersion, mode: SyncMode) -> WrittenWeights:
+    """Write `tensors` into a folder of their own under `root`.
+
+    Raises WeightSyncFailed when the file cannot be written; nothing of it is left then.
+    """
+    folder = root / f"{version.incarnation}-{version.step}-{mode}"
+    file = folder / WEIGHTS_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return WrittenWeights(file, save_weights(file, tensors), version, mode)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise WeightSyncFailed(
+            f"writing {needed} bytes of weights into {root} failed: {error}; free some space there, or set "
+            "custom.extra.rollout_matching.vllm.sync.weights_root to a folder with more"
+        ) from error
+
+
 def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> SavedWeights:
     """Write a safetensors file, over one that is there.
 
@@ -38,7 +82,8 @@ def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> SavedWeights:
     """
     # The widest first, so that each begins at a multiple of its own items' size.
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    header = _header(ordered)
+    specs = tuple(_spec(name, tensor) for name, tensor in ordered.items())
+    header = write_header(specs)
     num_bytes = len(header) + sum(tensor.nbytes for tensor in ordered.values())
     digest = RunningDigest(num_bytes)
     with file.open("wb") as stream, ThreadPoolExecutor(1) as summing:
@@ -46,26 +91,11 @@ def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> SavedWeights:
             summed = summing.submit(digest.after, part)  # on another core
             stream.write(part)
             digest = summed.result()
-    specs = tuple(_spec(name, tensor) for name, tensor in ordered.items())
     return SavedWeights(specs, num_bytes, digest.hexdigest())
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:
-    dtype, _ = _DTYPES[tensor.dtype]
-    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, num_bytes=tensor.nbytes)
-
-
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """Its length in 8 bytes, little-endian, then what lies where as JSON, filled up with spaces."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        _, dtype = _DTYPES[tensor.dtype]
-        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    told = json.dumps(entries).encode()
-    told += b" " * (-len(told) % ALIGNMENT)
-    return len(told).to_bytes(8, "little") + told
+    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=_DTYPES[tensor.dtype], num_bytes=tensor.nbytes)
 
 
 def _parts(header: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:

@@ -75,6 +75,17 @@ class ModelTensors:
 
 
 @dataclass(frozen=True)
+class WeightFile:
+    """A safetensors file on this machine."""
+
+    path: Path
+
+
+WeightSource = WeightFile
+"""Where an engine loads weights from."""
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """A momentary count of the work; `generated_tokens` is the total since the start."""
 
@@ -104,10 +115,10 @@ class Engine(Protocol):
     def tensors(self) -> ModelTensors:
         """What a full weight update must hold."""
 
-    async def load_weights(self, file: Path) -> None:
-        """Replace the weights by those of a safetensors file whose names and shapes were checked.
+    async def load_weights(self, source: WeightSource) -> None:
+        """Replace the weights by those of a source whose names and shapes were checked.
 
-        Weights that the file does not name stay as they are. Called only while nothing is being decoded. Whatever it
+        Weights that it does not name stay as they are. Called only while nothing is being decoded. Whatever it
         raises, such as WeightSyncFailed, leaves weights that are to be thought broken.
         """
 

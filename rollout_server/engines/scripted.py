@@ -23,6 +23,7 @@ from rollout_server.engines.base import (
     EngineResult,
     ModelTensors,
     SampleRejected,
+    WeightSource,
 )
 from rollout_server.engines.prompt_rules import Grid, PromptRules, read_rules
 from rollout_server.engines.stopping import StopRule
@@ -120,10 +121,10 @@ class ScriptedEngine:
         with safe_open(file, framework="np") as held:
             return ModelTensors({name: tuple(held.get_slice(name).get_shape()) for name in held.keys()})  # noqa: SIM118
 
-    async def load_weights(self, file: Path) -> None:
+    async def load_weights(self, source: WeightSource) -> None:
         self._loads += 1
         if self._loads <= self._script.fail_loads:
-            raise WeightSyncFailed(f"loading {file} fails, says the script")
+            raise WeightSyncFailed(f"loading {source.path} fails, says the script")
 
     def canary(self) -> EngineRequest:
         sampling = Sampling(max_new_tokens=1, stop_token_ids=())

@@ -1,17 +1,15 @@
 """Is what is announced, and then delivered, what the model takes? Checks of a weight update, without torch."""
 
-import json
 import math
 from pathlib import Path
+
+import anyio.to_thread
 
 from rollout_server.engines.base import ModelTensors
 from rollout_server.refusal import ManifestRefused
 from shared.digest import file_digest
-from shared.wire import WEIGHTS_FILE, TensorSpec, WeightManifest
-
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-MAX_HEADER_BYTES = 2**26
+from shared.safetensors_header import ITEM_BYTES, read_shapes
+from shared.wire import TensorSpec, WeightManifest
 
 
 def manifest_mismatches(manifest: WeightManifest, expected: ModelTensors, transports: tuple[str, ...]) -> list[str]:
@@ -42,12 +40,11 @@ def manifest_mismatches(manifest: WeightManifest, expected: ModelTensors, transp
     return found
 
 
-def shared_file(manifest: WeightManifest, weights_root: Path) -> Path:
-    """Where an update by transport file lies; raises ManifestRefused for a folder that is not under `weights_root`."""
-    file = (weights_root / (manifest.folder or "") / WEIGHTS_FILE).resolve()
-    if not manifest.folder or not file.is_relative_to(weights_root.resolve()):
-        raise ManifestRefused((f"folder {manifest.folder!r} is not under the server's weights root {weights_root}",))
-    return file
+async def check_file(file: Path, manifest: WeightManifest, digest: str | None = None) -> None:
+    """Raise ManifestRefused with every mismatch of `file_mismatches`; reads on a thread."""
+    found = await anyio.to_thread.run_sync(file_mismatches, file, manifest, digest)
+    if found:
+        raise ManifestRefused(tuple(found))
 
 
 def file_mismatches(file: Path, manifest: WeightManifest, digest: str | None = None) -> list[str]:
@@ -67,19 +64,12 @@ def file_mismatches(file: Path, manifest: WeightManifest, digest: str | None = N
 
 
 def _header_mismatches(file: Path, announced: tuple[TensorSpec, ...]) -> list[str]:
-    """Compare with the file's own header: 8 bytes of length, little-endian, then JSON by tensor name."""
+    """Compare with the file's own header."""
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
-        held = {
-            name: (SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        held = read_shapes(file)
+    except ValueError as error:
         return [f"{file} is not a safetensors file: {error!r}"]
-    wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in announced}
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {tensor.name: (tensor.dtype, tensor.shape) for tensor in announced}
     return [
         f"{name} is {held.get(name, 'missing')} in the file, announced is {wanted.get(name, 'nothing')}"
         for name in sorted(held.keys() | wanted.keys())

@@ -1,18 +1,19 @@
 """The weight transaction: announce, deliver, verify, load; the old version serves until the load begins."""
 
+import math
 import time
 from collections.abc import AsyncIterable
+from contextlib import aclosing
 from pathlib import Path
 
-import anyio
-
 from rollout_server.admission import Admission
-from rollout_server.engines.base import Engine
+from rollout_server.engines.base import Engine, EngineAnswer, WeightSource
 from rollout_server.refusal import ManifestRefused, Refusal
-from rollout_server.weights.canary import check_canary
-from rollout_server.weights.checks import file_mismatches, manifest_mismatches, shared_file
-from rollout_server.weights.incoming import IncomingFile, remove_left_over
+from rollout_server.weights.checks import manifest_mismatches
+from rollout_server.weights.inlet import Incoming
 from rollout_server.weights.state import WeightState
+from rollout_server.weights.table import INLETS
+from shared.errors import WeightSyncFailed
 from shared.wire import (
     WIRE_VERSION,
     ComponentHealth,
@@ -39,8 +40,8 @@ class WeightService:
         self._drain_timeout_s = drain_timeout_s
         self._state = WeightState()
         self._is_tried = False
-        self._incoming: IncomingFile | None = None
-        self.transports: tuple[Transport, ...] = ("file", "http") if weights_root else ()
+        self._incoming: Incoming | None = None
+        self.transports: tuple[Transport, ...] = tuple(INLETS) if weights_root else ()
         self.modes: tuple[SyncMode, ...] = ("full", "merged") if weights_root else ()
 
     @property
@@ -57,7 +58,8 @@ class WeightService:
         """
         if self._weights_root:
             self._weights_root.mkdir(parents=True, exist_ok=True)
-            remove_left_over(self._weights_root)
+            for inlet in INLETS.values():
+                inlet.remove_left_over(self._weights_root)
         await check_canary(self._engine)
         self._is_tried = True
 
@@ -99,23 +101,22 @@ class WeightService:
             mismatches.insert(0, obstacle)
         if mismatches:
             raise ManifestRefused(tuple(mismatches))
-        self._settle(self._state.forgotten())  # first: its room may be needed for the next one
-        if manifest.transport == "http":
-            assert self._weights_root is not None
-            self._incoming = IncomingFile(self._weights_root, manifest.num_bytes)
+        self._go_on_in(self._state.forgotten())  # first: its room may be needed for the next one
+        assert self._weights_root is not None, "without it no transport is served"
+        self._incoming = INLETS[manifest.transport].open(manifest, self._weights_root)
         self._state = state
         return WeightPrepared(policy_version=manifest.policy_version)
 
     async def receive(self, offset: int, pieces: AsyncIterable[bytes]) -> WeightStatus:
         """Take a chunk of the announced update; raises Refusal when it cannot be part of it."""
-        self._state.receiving()
+        self._state.check_receiving(self._incoming is not None and self._incoming.takes_chunks)
         assert self._incoming is not None
         await self._incoming.append(offset, pieces)
         return self.status()
 
     def abort(self, update: WeightCommit) -> WeightStatus:
         """Forget what was announced as this version; another learner's update stays."""
-        self._settle(self._state.aborted(update.policy_version))
+        self._go_on_in(self._state.aborted(update.policy_version))
         return self.status()
 
     async def commit(self, update: WeightCommit) -> WeightCommitted:
@@ -126,9 +127,9 @@ class WeightService:
         """
         started = time.monotonic()
         self._state = self._state.committing(update.policy_version)
-        file = await self._verified()
+        source = await self._verify()
         verified = time.monotonic()
-        loaded = await self._load(file)
+        loaded = await self._load(source)
         return WeightCommitted(
             policy_version=update.policy_version,
             verify_s=verified - started,
@@ -140,44 +141,34 @@ class WeightService:
         if not self._is_tried:
             raise Refusal(503, "not_ready", f"the server is not ready: {UNTRIED}", retry_after_s=1)
 
-    async def _verified(self) -> Path:
-        """The delivered file, once the door is shut; until then any way out but success leaves the old weights."""
-        manifest = self._state.staged
-        assert manifest is not None
+    async def _verify(self) -> WeightSource:
+        """What was delivered, once the door is shut; until then any way out but success leaves the old weights."""
+        assert self._incoming is not None
+        assert self._state.staged is not None
         state = self._state.forgotten()
         try:
-            file = self._delivered(manifest)
-            digest = self._incoming.digest() if self._incoming else None
-            mismatches = await anyio.to_thread.run_sync(file_mismatches, file, manifest, digest)
-            if mismatches:
-                raise ManifestRefused(tuple(mismatches))
+            source = await self._incoming.verify()
             state = self._state.postponed()
-            await self._admission.shut(f"loading {manifest.policy_version}", self._drain_timeout_s)
+            await self._admission.shut(f"loading {self._state.staged.policy_version}", self._drain_timeout_s)
             state = self._state
-            return file
+            return source
         finally:
-            self._settle(state)
+            self._go_on_in(state)
 
-    async def _load(self, file: Path) -> float:
+    async def _load(self, source: WeightSource) -> float:
         """Load with the door shut; returns when loading was done. Any way out but success taints."""
         state = self._state.failed()
         try:
-            await self._engine.load_weights(file)
+            await self._engine.load_weights(source)
             loaded = time.monotonic()
             await check_canary(self._engine)
             state = self._state.loaded()
             return loaded
         finally:
-            self._settle(state)
+            self._go_on_in(state)
             self._admission.reopen()
 
-    def _delivered(self, manifest: WeightManifest) -> Path:
-        if self._incoming is not None:
-            return self._incoming.path
-        assert self._weights_root is not None
-        return shared_file(manifest, self._weights_root)
-
-    def _settle(self, state: WeightState) -> None:
+    def _go_on_in(self, state: WeightState) -> None:
         """Go on in `state`, and keep what has arrived only as long as it can still be committed."""
         self._state = state
         if state.staged is None:
@@ -187,3 +178,13 @@ class WeightService:
         if self._incoming is not None:
             self._incoming.discard()
             self._incoming = None
+
+
+async def check_canary(engine: Engine) -> None:
+    """Decode the engine's canary; raises WeightSyncFailed unless every log-probability is finite."""
+    async with aclosing(engine.generate([engine.canary()])) as results:
+        result = await anext(results)
+    if not isinstance(result, EngineAnswer):
+        raise WeightSyncFailed(f"the canary was not decoded: {result.code}: {result.message}")
+    if not result.token_logprobs or not all(math.isfinite(value) for value in result.token_logprobs):
+        raise WeightSyncFailed(f"the canary decodes to log-probabilities {result.token_logprobs}")

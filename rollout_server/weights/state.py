@@ -53,12 +53,11 @@ class WeightState:
         self._refuse_while_loading("prepare")
         return replace(self, staged=manifest)
 
-    def receiving(self) -> WeightManifest:
-        """What chunks are taken for; raises Refusal when none are."""
+    def check_receiving(self, takes_chunks: bool) -> None:
+        """Raise Refusal unless chunks can be taken; `takes_chunks` says whether what is staged comes so."""
         self._refuse_while_loading("take a chunk")
-        if self.staged is None or self.staged.transport != "http":
+        if self.staged is None or not takes_chunks:
             raise Refusal(409, "not_prepared", "no update by transport http is prepared", policy_version=self.held)
-        return self.staged
 
     def committing(self, version: PolicyVersion) -> "WeightState":
         """Begin to verify and load what was announced as `version`."""

@@ -25,7 +25,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (
         ("accounting", "digest", "errors", "extras", "lifeline", "metrics"),
         ("access", "findings", "listening", "streams", "whole_folder", "wire"),
-        ("checkpoint_facts", "config", "framing", "health"),
+        ("checkpoint_facts", "config", "framing", "health", "safetensors_header"),
         ("preflight", "probe", "weights_root"),
     ),
     "rollout_server": (

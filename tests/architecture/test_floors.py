@@ -27,7 +27,7 @@ LIGHT = {
 """Modules, and the packages that a process does not hold once it has imported them."""
 
 
-UNDER_WAY = {"learner", "rollout_server"}
+UNDER_WAY = {"learner"}
 """Rooms that are still being built, and modules that are not light yet."""
 
 

@@ -25,9 +25,11 @@ from learner.servers.rollouts import RolloutServer
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
 from learner.types import Rollout, RolloutRequest
+from learner.weight_sync.file import FileOutlet
+from learner.weight_sync.http import HttpOutlet
+from learner.weight_sync.outlet import Outlet
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights
-from learner.weight_sync.transports import FileTransport, HttpTransport, WeightTransport
 from rollout_server.settings import EngineName
 from shared.config.training import TunerSection
 from shared.wire import PolicyVersion, Sampling
@@ -36,7 +38,7 @@ TIMEOUT_S = 60.0
 PREFIX_BLOCK = 32
 """Tokens, of vLLM on a CPU."""
 ENGINES = [name for name in get_args(EngineName) if name != "scripted"]
-TRANSPORTS: dict[str, WeightTransport] = {"file": FileTransport(), "http": HttpTransport(2**20)}
+OUTLETS: dict[str, Outlet] = {"file": FileOutlet(), "http": HttpOutlet(2**20)}
 
 
 @dataclass
@@ -157,9 +159,7 @@ class Site:
     ) -> closing[WeightPublisher]:
         """A publisher of an incarnation of its own, as a context."""
         snapshots = Snapshots(partial(full_weights, loaded), partial(merged_weights, loaded) if merges else None)
-        return closing(
-            WeightPublisher([self.channel], TRANSPORTS[transport], self.root, snapshots, self.lane, **options)
-        )
+        return closing(WeightPublisher([self.channel], OUTLETS[transport], self.root, snapshots, self.lane, **options))
 
     async def answers(self, version: PolicyVersion | None, count: int | None = None) -> list[tuple[int, ...]]:
         """What the server answers to the first `count` requests, in their order."""

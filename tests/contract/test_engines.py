@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rollout_server.engines.base import Engine, EngineAnswer, EngineFailure, EngineRequest, EngineResult
+from rollout_server.engines.base import Engine, EngineAnswer, EngineFailure, EngineRequest, EngineResult, WeightFile
 from rollout_server.launch import build_engine
 from rollout_server.settings import EngineName, ServerSettings, limits_for
-from rollout_server.weights.canary import check_canary
+from rollout_server.weights.service import check_canary
 from shared.errors import EngineFailed
 from shared.wire import RepeatTerminate, Sampling
 
@@ -127,11 +127,12 @@ async def test_a_loop_is_ended(engine: Engine, checkpoint: Path, tmp_path: Path)
     zeros = {name: torch.zeros(shape) for name, shape in engine.tensors().shapes.items()}
     save_file(zeros, tmp_path / "zeros.safetensors")
     limits = RepeatTerminate(max_consecutive_token_repeats=3)
-    await engine.load_weights(tmp_path / "zeros.safetensors")  # with which every token is as likely: the first is said
+    # With these every token is as likely: the first is said.
+    await engine.load_weights(WeightFile(tmp_path / "zeros.safetensors"))
     try:
         answer = (await results(engine, [text_request("a", 50, repeat_terminate=limits)]))[0]
     finally:
-        await engine.load_weights(checkpoint / "model.safetensors")
+        await engine.load_weights(WeightFile(checkpoint / "model.safetensors"))
     assert answer.finish_reason == "repetition"
     assert len(answer.token_ids) == 3
     assert len(set(answer.token_ids)) == 1
@@ -201,7 +202,7 @@ async def test_the_canary_sings(engine: Engine) -> None:
 async def test_its_own_checkpoint_is_a_full_update(engine: Engine, checkpoint: Path, tmp_path: Path) -> None:
     before = (await results(engine, [text_request("a")]))[0].token_ids
     file = shutil.copy(checkpoint / "model.safetensors", tmp_path / "weights.safetensors")
-    await engine.load_weights(Path(file))
+    await engine.load_weights(WeightFile(Path(file)))
     assert (await results(engine, [text_request("a")]))[0].token_ids == before
 
 

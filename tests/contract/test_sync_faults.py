@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from learner.model.loaded import LoadedModel
 from learner.servers.rollouts import RolloutServer
+from learner.weight_sync.file import FileOffer, FileOutlet
 from learner.weight_sync.snapshot import full_weights
-from learner.weight_sync.transports import WeightUpdate, write_update
+from rollout_server.engines.base import WeightSource
 from rollout_server.engines.hf.engine import HfEngine
 from rollout_server.engines.vllm.engine import VllmEngine
 from rollout_server.settings import ServerSettings, limits_for
@@ -61,56 +62,56 @@ def shaken(loaded: LoadedModel, seed: int) -> LoadedModel:
 # --- data that is not what was announced, or never comes: the old version serves on -----------------------------------
 
 
-async def announces_what_does_not_fit(site, update: WeightUpdate) -> None:
+async def announces_what_does_not_fit(site, update: FileOffer) -> None:
     first, *rest = update.manifest.tensors
     smaller = first.model_copy(update={"shape": (1,), "num_bytes": 4})
     with pytest.raises(WeightSyncFailed, match="has shape"):
         await site.channel.prepare(update.manifest.model_copy(update={"tensors": (smaller, *rest)}))
 
 
-async def removes_the_file(site, update: WeightUpdate) -> None:
-    update.file.unlink()
+async def removes_the_file(site, update: FileOffer) -> None:
+    update.written.file.unlink()
     await refused(site, update, "does not exist")
 
 
-async def cuts_the_file(site, update: WeightUpdate) -> None:
-    with update.file.open("r+b") as file:
+async def cuts_the_file(site, update: FileOffer) -> None:
+    with update.written.file.open("r+b") as file:
         file.truncate(update.manifest.num_bytes - 1)
     await refused(site, update, "bytes, announced are")
 
 
-async def damages_the_file(site, update: WeightUpdate) -> None:
-    with update.file.open("r+b") as file:
+async def damages_the_file(site, update: FileOffer) -> None:
+    with update.written.file.open("r+b") as file:
         file.seek(-1000, 2)
         file.write(b"\x7f" * 4)
     await refused(site, update, "has digest")
 
 
-async def refused(site, update: WeightUpdate, reason: str) -> None:
+async def refused(site, update: FileOffer, reason: str) -> None:
     await site.channel.prepare(update.manifest)
     with pytest.raises(WeightSyncFailed, match=reason):
         await site.channel.commit(WeightCommit(policy_version=NEW))
 
 
-async def dies_before_the_commit(site, update: WeightUpdate) -> None:
+async def dies_before_the_commit(site, update: FileOffer) -> None:
     await site.channel.prepare(update.manifest)
 
 
-async def dies_between_two_chunks(site, update: WeightUpdate) -> None:
+async def dies_between_two_chunks(site, update: FileOffer) -> None:
     await site.channel.prepare(by_http(update))
-    await site.client.put("/weights/chunk?offset=0", content=update.file.read_bytes()[:1_000_000])
+    await site.client.put("/weights/chunk?offset=0", content=update.written.file.read_bytes()[:1_000_000])
     assert (await site.channel.status()).received_bytes == 1_000_000
 
 
-async def commits_half_of_the_chunks(site, update: WeightUpdate) -> None:
+async def commits_half_of_the_chunks(site, update: FileOffer) -> None:
     await dies_between_two_chunks(site, update)
     with pytest.raises(WeightSyncFailed, match="bytes, announced are"):
         await site.channel.commit(WeightCommit(policy_version=NEW))
 
 
-async def is_cut_in_a_chunk(site, update: WeightUpdate) -> None:
+async def is_cut_in_a_chunk(site, update: FileOffer) -> None:
     async def cut() -> AsyncIterator[bytes]:
-        yield update.file.read_bytes()[:100_000]
+        yield update.written.file.read_bytes()[:100_000]
         raise ConnectionResetError
 
     await site.channel.prepare(by_http(update))
@@ -119,7 +120,7 @@ async def is_cut_in_a_chunk(site, update: WeightUpdate) -> None:
     assert (await site.channel.status()).received_bytes == 0
 
 
-def by_http(update: WeightUpdate):
+def by_http(update: FileOffer):
     return update.manifest.model_copy(update={"transport": "http", "folder": None})
 
 
@@ -142,7 +143,7 @@ async def test_a_learner_that_does_not_deliver_leaves_the_old_weights_serving(
 ) -> None:
     with site.publisher(old.loaded) as publisher, site.publisher(new.loaded) as successor:
         version = (await publisher.publish_if_stale(1)).version
-        update = write_update(site.root, full_weights(new.loaded), NEW, "full", "file")
+        update = FileOutlet().offer(site.root, full_weights(new.loaded), NEW, "full")
         await fault(site, update)
         assert_same(await site.answers(version, COUNT), old)
         assert await site.status_of("/ready/") == 200
@@ -181,11 +182,11 @@ class HalfLoadingHf(HfEngine):
 
     breaks = False
 
-    async def load_weights(self, file: Path) -> None:
+    async def load_weights(self, source: WeightSource) -> None:
         if not self.breaks:
-            return await super().load_weights(file)
+            return await super().load_weights(source)
         held = self._loaded().model.state_dict()
-        with safe_open(file, framework="pt") as sent:
+        with safe_open(source.path, framework="pt") as sent:
             names = sorted(sent.keys())
             for name in names[: len(names) // 2]:
                 held[name].copy_(sent.get_tensor(name))
@@ -197,13 +198,13 @@ class HalfLoadingVllm(VllmEngine):
 
     breaks = False
 
-    async def load_weights(self, file: Path) -> None:
+    async def load_weights(self, source: WeightSource) -> None:
         if self.breaks:
-            with safe_open(file, framework="pt") as sent:
+            with safe_open(source.path, framework="pt") as sent:
                 tensors = {name: sent.get_tensor(name) for name in sent.keys()}  # noqa: SIM118 - no mapping
             last = list(tensors)[-1]
-            save_file(tensors | {last: tensors[last][..., :-1].contiguous()}, file)
-        await super().load_weights(file)
+            save_file(tensors | {last: tensors[last][..., :-1].contiguous()}, source.path)
+        await super().load_weights(source)
 
 
 HALF_LOADING = {"hf": HalfLoadingHf, "vllm": HalfLoadingVllm}

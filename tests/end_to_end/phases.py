@@ -15,7 +15,7 @@ from learner.checkpoints.checkpoint import Checkpoints
 from learner.data.encoding import Encoder
 from learner.servers.weights import WeightChannel
 from learner.training.learner import Learner
-from learner.weight_sync.transports import FileTransport
+from learner.weight_sync.file import FileOffer
 from shared.digest import RunningDigest
 
 
@@ -31,7 +31,7 @@ class Phase:
 PHASES = {
     "encode": Phase(Encoder, "encode_now"),
     "snapshot": Phase(RunningDigest, "hexdigest"),  # the weights are in the file, nobody knows of it
-    "prepare": Phase(FileTransport, "deliver"),  # servers know of it
+    "prepare": Phase(FileOffer, "deliver"),  # servers know of it
     "publish": Phase(WeightChannel, "commit"),  # delivered, not loaded
     "decode": Phase(learner.servers.rollouts, "checked_rollout"),  # a line came in
     "compute": Phase(Learner, "accumulate"),

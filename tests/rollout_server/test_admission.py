@@ -2,8 +2,7 @@ import asyncio
 
 import pytest
 
-from rollout_server.accounting import Activity
-from rollout_server.admission import Admission
+from rollout_server.admission import Activity, Admission
 from rollout_server.refusal import Refusal
 from rollout_server.settings import limits_for
 from shared.accounting import TimeAccount

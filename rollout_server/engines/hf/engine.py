@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -25,6 +24,7 @@ from rollout_server.engines.base import (
     EngineResult,
     ModelTensors,
     SampleRejected,
+    WeightSource,
 )
 from rollout_server.engines.hf.batch import DecodeBatch, Row
 from rollout_server.engines.hf.checkpoint import Checkpoint, load_checkpoint, replace_weights, tensors_of
@@ -94,10 +94,10 @@ class HfEngine:
     def tensors(self) -> ModelTensors:
         return tensors_of(self._loaded().model)
 
-    async def load_weights(self, file: Path) -> None:
+    async def load_weights(self, source: WeightSource) -> None:
         model = self._loaded().model
         await self._on_thread(self._batch.clear_cache)
-        await self._on_thread(lambda: replace_weights(model, file))
+        await self._on_thread(lambda: replace_weights(model, source.path))
 
     def canary(self) -> EngineRequest:
         self._loaded()

@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import count
-from pathlib import Path
 
 import anyio
 from vllm.exceptions import VLLMClientError
@@ -19,6 +18,7 @@ from rollout_server.engines.base import (
     EngineResult,
     ModelTensors,
     SampleRejected,
+    WeightSource,
 )
 from rollout_server.engines.prompt_rules import read_rules
 from rollout_server.engines.vllm.answer import FINISH_REASONS, GrowingAnswer
@@ -95,10 +95,10 @@ class VllmCore:
         finally:
             self._num_open -= 1
 
-    async def load_weights(self, file: Path) -> None:
-        """Replace the weights that `file` names, and forget all that was computed with the old ones."""
+    async def load_weights(self, source: WeightSource) -> None:
+        """Replace the weights that `source.path` names, and forget all that was computed with the old ones."""
         async with self._while_alive():
-            failures = await self._llm.collective_rpc("load_weights_file", args=(str(file),))
+            failures = await self._llm.collective_rpc("load_weights_file", args=(str(source.path),))
             self._num_loads += 1
             await self._llm.reset_prefix_cache()
             await self._llm.reset_encoder_cache()

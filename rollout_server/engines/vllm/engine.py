@@ -9,13 +9,12 @@ import multiprocessing
 import shutil
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
-from rollout_server.engines.base import EngineLoad, EngineRequest, EngineResult, ModelTensors
+from rollout_server.engines.base import EngineLoad, EngineRequest, EngineResult, ModelTensors, WeightSource
 from rollout_server.engines.vllm.environment import check_version, prepare_environment, unfit_installation
 from rollout_server.settings import ServerSettings
 from shared.errors import ConfigError, EngineFailed
@@ -73,8 +72,8 @@ class VllmEngine:
     def tensors(self) -> ModelTensors:
         return self._running().tensors
 
-    async def load_weights(self, file: Path) -> None:
-        await self._running().load_weights(file)
+    async def load_weights(self, source: WeightSource) -> None:
+        await self._running().load_weights(source)
 
     def canary(self) -> EngineRequest:
         return self._running().rules.canary_request()

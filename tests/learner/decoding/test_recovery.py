@@ -13,11 +13,10 @@ import httpx
 import pytest
 
 from learner.decoding.pool import RolloutPool
-from learner.decoding.scheduler import Result
 from learner.decoding.work_queue import MAX_FAILURES
 from learner.plan.time_split import ServerActivity
 from learner.servers.rollouts import RolloutServer, introduce
-from learner.types import LostSample, Rollout, RolloutRequest
+from learner.types import Answer, LostSample, Rollout, RolloutRequest
 from rollout_server.settings import limits_for
 from shared.errors import ServerNeverReady, ServerUnavailable, WeightSyncFailed
 from shared.wire import PolicyVersion, RolloutBatch, Sampling, WeightCommit, WeightManifest
@@ -54,13 +53,13 @@ async def line_to(running: object) -> AsyncIterator[tuple[RolloutServer, Switche
 
 async def all_of(
     pool: RolloutPool, requests: list[RolloutRequest], version: PolicyVersion | None = None
-) -> list[Result]:
+) -> list[Answer]:
     with anyio.fail_after(20):
         async with aclosing(pool.decode(requests, version)) as results:
             return [result async for result in results]
 
 
-def assert_each_once(results: list[Result], number: int) -> None:
+def assert_each_once(results: list[Answer], number: int) -> None:
     assert Counter(result.request.uid for result in results) == Counter(f"data:{n}" for n in range(1, number + 1))
     assert all(isinstance(result, Rollout) for result in results)
 
@@ -209,10 +208,10 @@ def publish_by_hand(checkpoint, tmp_path):
     """Bring a server to a version: `await publish_by_hand(client, version)`."""
     from safetensors.torch import load_file
 
-    from learner.weight_sync.transports import write_update
+    from learner.weight_sync.file import FileOutlet
 
     async def publish(client: httpx.AsyncClient, version: PolicyVersion) -> None:
-        update = write_update(tmp_path, load_file(checkpoint / "model.safetensors"), version, "full", "file")
+        update = FileOutlet().offer(tmp_path, load_file(checkpoint / "model.safetensors"), version, "full")
         manifest: WeightManifest = update.manifest
         for path, body in (("prepare", manifest), ("commit", WeightCommit(policy_version=version))):
             reply = await client.post(f"/weights/{path}", content=body.model_dump_json())

@@ -14,9 +14,10 @@ from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane
+from learner.weight_sync.file import FileOutlet
+from learner.weight_sync.outlet import Outlet
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights
-from learner.weight_sync.transports import FileTransport, WeightTransport
 
 TIMEOUT_S = 20.0
 TOUCHED = "layers.0.self_attn"
@@ -51,12 +52,12 @@ class Site:
         self.channels = [WeightChannel(client, TIMEOUT_S) for client in self.clients]
 
     def publisher(
-        self, transport: WeightTransport | None = None, *, merges: bool = False, fallback_to_full: bool = True
+        self, outlet: Outlet | None = None, *, merges: bool = False, fallback_to_full: bool = True
     ) -> WeightPublisher:
         """A learner process's publisher, of an incarnation of its own."""
         return WeightPublisher(
             self.channels,
-            transport or FileTransport(),
+            outlet or FileOutlet(),
             self.root,
             Snapshots(partial(full_weights, self.loaded), partial(touched_weights, self.loaded) if merges else None),
             self.lane,

@@ -3,14 +3,15 @@
 import logging
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from learner.decoding.opening import publisher_of
 from learner.model.tiny import build_tiny
 from learner.servers.weights import ServerAway
+from learner.weight_sync.file import FileOffer, FileOutlet
 from learner.weight_sync.publisher import Published
-from learner.weight_sync.transports import FileTransport, WeightUpdate
 from shared.errors import WeightSyncFailed
 from tests.learner.weight_sync.conftest import TIMEOUT_S
 
@@ -21,14 +22,22 @@ BROKEN = {"script": {"fail_loads": 10**6}}
 """A server that can load no weights."""
 
 
-class DamagingTransport(FileTransport):
-    """Damages every merged file on its way."""
+class DamagedOffer(FileOffer):
+    """A merged file is damaged on its way."""
 
-    async def deliver(self, update: WeightUpdate, channel: object) -> None:
-        if update.manifest.mode == "merged":
-            data = bytearray(update.file.read_bytes())
+    async def deliver(self, channel: object) -> None:
+        if self.manifest.mode == "merged":
+            data = bytearray(self.written.file.read_bytes())
             data[-1] ^= 1
-            update.file.write_bytes(data)
+            self.written.file.write_bytes(data)
+
+
+class DamagingOutlet(FileOutlet):
+    """Makes such offers."""
+
+    def offer(self, *weights: Any) -> DamagedOffer:
+        offer = super().offer(*weights)
+        return DamagedOffer(offer.written, offer.manifest)
 
 
 async def test_weights_are_sent_once_a_step(site_of) -> None:
@@ -58,7 +67,7 @@ async def test_the_configured_transport_brings_them(site_of, config_of, tmp_path
 async def test_the_configured_fallback_sends_everything_or_not(
     site_of, config_of, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner.decoding.opening.TRANSPORTS", {"file": DamagingTransport()})
+    monkeypatch.setattr("learner.decoding.opening.OUTLETS", {"file": DamagingOutlet()})
     site = await site_of({})
     for falls_back in (True, False):
         config = config_of(f"{SYNC}.mode=merged", f"{SYNC}.fallback_to_full={falls_back}")
@@ -166,7 +175,7 @@ async def test_a_server_that_lost_our_weights_is_sent_everything_and_the_others_
 
 async def test_a_merged_update_that_fails_is_followed_by_a_full_one(site_of, caplog) -> None:
     site = await site_of({})
-    publisher = site.publisher(DamagingTransport(), merges=True)
+    publisher = site.publisher(DamagingOutlet(), merges=True)
     await publisher.publish_if_stale(1)
     with caplog.at_level(logging.WARNING):
         published = await publisher.publish_if_stale(2)
@@ -179,7 +188,7 @@ async def test_a_merged_update_that_fails_is_followed_by_a_full_one(site_of, cap
 
 async def test_without_the_fallback_a_merged_update_that_fails_is_an_error(site_of) -> None:
     site = await site_of({})
-    publisher = site.publisher(DamagingTransport(), merges=True, fallback_to_full=False)
+    publisher = site.publisher(DamagingOutlet(), merges=True, fallback_to_full=False)
     first = await publisher.publish_if_stale(1)
     with pytest.raises(WeightSyncFailed, match="has digest"):
         await publisher.publish_if_stale(2)

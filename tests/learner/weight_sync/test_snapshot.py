@@ -12,11 +12,12 @@ import torch
 from learner.model.adapters import adapted_layers
 from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
+from learner.weight_sync.file import FileOutlet
 from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights, with_fused_siblings
-from learner.weight_sync.transports import WEIGHTS_FILE, FileTransport
 from shared.config.training import TunerSection
 from shared.digest import file_digest
+from shared.wire import WEIGHTS_FILE
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 
@@ -92,7 +93,7 @@ async def test_a_hundred_publishes_leave_every_weight_of_the_learner_as_it_was(
     site = await site_of({})
     snapshots = Snapshots(partial(full_weights, loaded), partial(merged_weights, loaded))
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    with closing(WeightPublisher(site.channels, FileTransport(), site.root, snapshots, site.lane)) as publisher:
+    with closing(WeightPublisher(site.channels, FileOutlet(), site.root, snapshots, site.lane)) as publisher:
         for step in range(100):
             published = await publisher.publish_if_stale(step)
             if step == 1:

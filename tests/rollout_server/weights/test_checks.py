@@ -6,7 +6,8 @@ from safetensors.numpy import save
 
 from rollout_server.engines.base import ModelTensors
 from rollout_server.refusal import ManifestRefused
-from rollout_server.weights.checks import file_mismatches, manifest_mismatches, shared_file
+from rollout_server.weights.checks import file_mismatches, manifest_mismatches
+from rollout_server.weights.file import shared_file
 from shared.digest import file_digest
 from shared.wire import PolicyVersion, TensorSpec, WeightManifest
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -103,10 +104,10 @@ def test_a_merged_update_needs_whole_weights_of_its_learner(state: WeightState, 
     assert state.obstacle(manifest(NEW)) is None
 
 
-def test_chunks_are_taken_for_a_prepared_update_by_http_alone() -> None:
-    wanted = manifest(NEW, transport="http")
-    assert WeightState(staged=wanted).receiving() == wanted
-    for state in (WeightState(), STATES["staging"], WeightState(staged=wanted, loading=True)):
+def test_chunks_are_taken_for_a_prepared_update_that_comes_in_chunks_alone() -> None:
+    staged = WeightState(staged=manifest(NEW, transport="http"))
+    staged.check_receiving(takes_chunks=True)
+    for state, takes_chunks in ((WeightState(), True), (staged, False), (replace(staged, loading=True), True)):
         with pytest.raises(Refusal) as caught:
-            state.receiving()
+            state.check_receiving(takes_chunks)
         assert caught.value.status == 409

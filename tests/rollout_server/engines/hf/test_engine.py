@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest
+from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest, WeightFile
 from rollout_server.engines.hf.engine import HfEngine
 from rollout_server.engines.hf.prompt import PromptBuilder
 from rollout_server.settings import ServerSettings, limits_for
@@ -153,7 +153,7 @@ async def test_new_weights_are_what_transformers_decodes_with_them(checkpoint, r
     asked = requests(5)
     async with started(checkpoint) as engine:
         before = await answers(engine, asked)
-        await engine.load_weights(tmp_path / "w")
+        await engine.load_weights(WeightFile(tmp_path / "w"))
         after = await answers(engine, asked)
     for request in asked:
         assert after[request.uid].token_ids == reference.answer(request)
@@ -167,9 +167,9 @@ async def test_what_broken_weights_have_left_in_the_cache_harms_no_later_answer(
     asked = requests(8, max_new_tokens=12)
     async with started(checkpoint) as engine:
         before = await answers(engine, asked)
-        await engine.load_weights(tmp_path / "broken")
+        await engine.load_weights(WeightFile(tmp_path / "broken"))
         assert not math.isfinite((await answers(engine, asked))["r0"].token_logprobs[0])
-        await engine.load_weights(checkpoint / "model.safetensors")
+        await engine.load_weights(WeightFile(checkpoint / "model.safetensors"))
         after = await answers(engine, asked[::-1])
     assert {uid: answer.token_ids for uid, answer in after.items()} == {
         uid: answer.token_ids for uid, answer in before.items()
@@ -185,7 +185,7 @@ async def test_a_file_that_cannot_be_loaded_is_a_failed_sync(checkpoint, tmp_pat
     async with started(checkpoint) as engine:
         for file, reason in (("contradiction", "tied"), ("shape", "failed"), ("cut", "failed"), ("none", "failed")):
             with pytest.raises(WeightSyncFailed, match=reason):
-                await engine.load_weights(tmp_path / file)
+                await engine.load_weights(WeightFile(tmp_path / file))
 
 
 async def test_a_tied_head_is_named_as_tied(checkpoint) -> None:

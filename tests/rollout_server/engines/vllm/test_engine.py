@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rollout_server.engines import prompt_rules
-from rollout_server.engines.base import Engine, EngineAnswer, EngineRequest
+from rollout_server.engines.base import Engine, EngineAnswer, EngineRequest, WeightFile
 from rollout_server.launch import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import WeightSyncFailed
@@ -112,11 +112,11 @@ async def test_log_probabilities_are_those_of_transformers(
     requests = requests_for(16, repetition_penalty=1.2)
     try:
         for engine in (vllm, hf):
-            await engine.load_weights(tmp_path / "model.safetensors")
+            await engine.load_weights(WeightFile(tmp_path / "model.safetensors"))
         ours, theirs = await answers(vllm, requests), await answers(hf, requests)
     finally:
         for engine in (vllm, hf):
-            await engine.load_weights(checkpoint / "model.safetensors")
+            await engine.load_weights(WeightFile(checkpoint / "model.safetensors"))
     for uid, answer in ours.items():
         assert answer.token_ids == theirs[uid].token_ids
         assert answer.token_logprobs == pytest.approx(theirs[uid].token_logprobs, abs=LOGPROB_TOLERANCE)
@@ -133,11 +133,11 @@ async def sayer(
         weights["model.language_model.norm.weight"] += 1
         weights["model.language_model.embed_tokens.weight"][sorted(ids)] = 1
         save_file(weights, tmp_path / "weights.safetensors")
-        await vllm.load_weights(tmp_path / "weights.safetensors")
+        await vllm.load_weights(WeightFile(tmp_path / "weights.safetensors"))
         return vllm
 
     yield that_says
-    await vllm.load_weights(checkpoint / "model.safetensors")
+    await vllm.load_weights(WeightFile(checkpoint / "model.safetensors"))
 
 
 async def test_the_object_cap_ends_an_answer_at_the_key_that_is_too_many(
@@ -211,10 +211,10 @@ async def test_a_load_that_fails_half_way_is_told_and_a_whole_one_heals(
     broken = {name: value * 2 for name, value in weights.items()} | {last: weights[last][:, :-1].contiguous()}
     save_file(broken, tmp_path / "broken.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightSyncFailed, match=r"broken\.safetensors"):
-        await vllm.load_weights(tmp_path / "broken.safetensors")
+        await vllm.load_weights(WeightFile(tmp_path / "broken.safetensors"))
     assert vllm.health().live
     await answers(vllm, requests[:1])  # nothing is missing that would kill the engine
-    await vllm.load_weights(checkpoint / "model.safetensors")
+    await vllm.load_weights(WeightFile(checkpoint / "model.safetensors"))
     after = await answers(vllm, requests)
     assert {uid: each.token_ids for uid, each in after.items()} == {uid: each.token_ids for uid, each in before.items()}
 
@@ -231,12 +231,12 @@ async def test_two_workers_that_share_the_weights_answer_as_one_does(
     try:
         for file in (checkpoint / "model.safetensors", tmp_path / "w.safetensors"):
             if said:
-                await two.load_weights(file)
-            await vllm.load_weights(file)
+                await two.load_weights(WeightFile(file))
+            await vllm.load_weights(WeightFile(file))
             ours, others = await answers(two, requests), await answers(vllm, requests)
             said.append({uid: each.token_ids for uid, each in ours.items()})
             assert said[-1] == {uid: each.token_ids for uid, each in others.items()}
     finally:
         await two.close()
-        await vllm.load_weights(checkpoint / "model.safetensors")
+        await vllm.load_weights(WeightFile(checkpoint / "model.safetensors"))
     assert said[0] != said[1]

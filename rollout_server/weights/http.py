@@ -1,4 +1,4 @@
-"""The file in which the chunks of one update by transport `http` are put together."""
+"""Inlet `http`: the chunks of an update are put together in a file of the server's own."""
 
 import fcntl
 import os
@@ -10,38 +10,32 @@ from pathlib import Path
 
 import anyio
 
+from rollout_server.engines.base import WeightFile
 from rollout_server.refusal import Refusal
+from rollout_server.weights.checks import check_file
 from shared.digest import RunningDigest
 from shared.streams import prefetched
+from shared.wire import Transport, WeightManifest
 
 BLOCK_BYTES = 2**22
 """Written at once; of an update no more than three of these are in memory."""
 PREFIX = "incoming-"
 
 
-def remove_left_over(root: Path) -> None:
-    """Remove the incoming files under `root` of servers that were killed: nobody holds their locks any more.
-
-    A lock says it of servers in other containers too, and of any process that has the number of a dead one.
-    """
-    for file in root.glob(f"{PREFIX}*"):
-        with suppress(OSError), file.open("rb") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink()
-
-
 class IncomingFile:
-    """A file of this server's own under `root`, filled in order of offsets up to the announced `num_bytes`.
+    """A file of this server's own under `root`, filled in order of offsets up to the announced number of bytes.
 
     What is written counts, even of a chunk that is cut later: the sender goes on at `received_bytes`. The file is
     locked as long as this process lives and needs it. Raises Refusal when `root` has no room for it.
     """
 
-    def __init__(self, root: Path, num_bytes: int) -> None:
-        self._lock, self.path = _new_file(root, num_bytes)
+    takes_chunks = True
+
+    def __init__(self, manifest: WeightManifest, root: Path) -> None:
+        self._lock, self.path = _new_file(root, manifest.num_bytes)
         self.received_bytes = 0
-        self._num_bytes = num_bytes
-        self._digest = RunningDigest(num_bytes)
+        self._manifest = manifest
+        self._digest = RunningDigest(manifest.num_bytes)
         self._sender = object()
         self._writing = anyio.Lock()
 
@@ -63,9 +57,9 @@ class IncomingFile:
                     offset += sum(map(len, block))
                     self.received_bytes, self._digest = offset, digest
 
-    def digest(self) -> str:
-        """Of what has arrived, see shared/digest.py."""
-        return self._digest.hexdigest()
+    async def verify(self) -> WeightFile:
+        await check_file(self.path, self._manifest, self._digest.hexdigest())
+        return WeightFile(self.path)
 
     def discard(self) -> None:
         """Remove what has arrived; a chunk that is still being taken is refused."""
@@ -84,8 +78,8 @@ class IncomingFile:
         async for piece in pieces:
             block.append(piece)
             offset += len(piece)
-            if offset > self._num_bytes:
-                raise Refusal(413, "body_too_large", f"the update was announced with {self._num_bytes} bytes")
+            if offset > self._manifest.num_bytes:
+                raise Refusal(413, "body_too_large", f"the update was announced with {self._manifest.num_bytes} bytes")
             if offset - start >= BLOCK_BYTES:
                 yield block
                 block, start = [], offset
@@ -119,3 +113,22 @@ def _new_file(root: Path, num_bytes: int) -> tuple[int, Path]:
         raise Refusal(507, "no_room", f"no file can be made in {root}: {error}") from error
     message = f"the update has {num_bytes} bytes and {root} room for {free_bytes}; free some, or move weights_root"
     raise Refusal(507, "no_room", message)
+
+
+class HttpInlet:
+    """Opens updates that are sent in chunks."""
+
+    name: Transport = "http"
+
+    def open(self, manifest: WeightManifest, root: Path) -> IncomingFile:
+        return IncomingFile(manifest, root)
+
+    def remove_left_over(self, root: Path) -> None:
+        """Remove the incoming files of servers that were killed: nobody holds their locks any more.
+
+        A lock says it of servers in other containers too, and of any process that has the number of a dead one.
+        """
+        for file in root.glob(f"{PREFIX}*"):
+            with suppress(OSError), file.open("rb") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
