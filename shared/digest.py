@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 PAGE_WORDS = 512
 PAGE_BYTES = 8 * PAGE_WORDS
@@ -85,4 +86,5 @@ def _page_sums(data: bytes | memoryview) -> bytes:
     if rest:
         data = bytes(data).ljust((whole + 1) * PAGE_BYTES, b"\0")
     pages = np.frombuffer(data, "<u8").reshape(-1, PAGE_WORDS)
-    return np.einsum("ij,j->i", pages, _WEIGHTS).astype("<u8", copy=False).tobytes()
+    sums: NDArray[np.uint64] = np.einsum("ij,j->i", pages, _WEIGHTS)
+    return sums.astype("<u8", copy=False).tobytes()

@@ -60,4 +60,5 @@ def box_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
     height = np.maximum(np.minimum(a_y2, b_y2) - np.maximum(a_y1, b_y1), 0.0)
     intersection = width * height
     union = (a_x2 - a_x1) * (a_y2 - a_y1) + (b_x2 - b_x1) * (b_y2 - b_y1) - intersection
-    return intersection / np.maximum(union, 1.0)  # whole bins: only a union of nothing is below 1
+    iou: NDArray[np.float64] = intersection / np.maximum(union, 1.0)  # whole bins: only a union of nothing is below 1
+    return iou

@@ -97,4 +97,5 @@ def _crossings(edges: NDArray[np.float64], resolution: int) -> NDArray[np.int64]
     slope = (x2 - x1) / np.where(y1 == y2, 1.0, y2 - y1)
     crossing = x1[edge] + (rows + 0.5 - y1[edge]) * slope[edge]
     columns = np.minimum(np.maximum(np.ceil(crossing - 0.5) - left, 0), width)
-    return (base + (rows - top) * (width + 1) + columns).astype(np.int64)
+    places: NDArray[np.float64] = base + (rows - top) * (width + 1) + columns
+    return places.astype(np.int64)

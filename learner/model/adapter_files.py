@@ -59,7 +59,7 @@ def tuner_of(folder: Path) -> TunerSection:
     """The tuner section that makes the adapters of a folder that `save_adapters` wrote."""
     from peft import LoraConfig
 
-    config = LoraConfig.from_pretrained(folder)
+    config = LoraConfig.from_pretrained(str(folder))
     return TunerSection(
         train_type="lora",
         use_dora=config.use_dora,

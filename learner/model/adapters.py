@@ -63,7 +63,7 @@ def peft_config(adapters: Adapters) -> Any:
 
     return LoraConfig(
         r=adapters.tuner.lora_rank,
-        lora_alpha=adapters.tuner.lora_alpha,
+        lora_alpha=adapters.tuner.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
         lora_dropout=adapters.tuner.lora_dropout,
         use_dora=adapters.tuner.use_dora,
         target_modules=list(adapters.adapted),
@@ -113,7 +113,8 @@ def plain_name(name: str) -> str | None:
 
 def row_norms(weight: Tensor) -> Tensor:
     """L2 norms [out] over the inputs of a weight [out, in]: the norm of DoRA (Liu et al., ICML 2024, equation 5)."""
-    return torch.linalg.norm(weight, dim=1)
+    norms: Tensor = torch.linalg.norm(weight, dim=1)
+    return norms
 
 
 def _targets(candidates: Sequence[str], tuner: TunerSection) -> tuple[str, ...]:

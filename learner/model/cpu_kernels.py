@@ -69,7 +69,7 @@ AttentionInterface.register(MATMUL_ATTENTION, matmul_attention)
 AttentionMaskInterface.register(MATMUL_ATTENTION, eager_mask)
 
 
-class BatchedVisionAttention(Qwen3VLVisionAttention):
+class BatchedVisionAttention(Qwen3VLVisionAttention):  # type: ignore[misc]
     """Vision attention that takes all images at once: by flash kernels, or where they have equally many patches."""
 
     def forward(
@@ -90,8 +90,10 @@ class BatchedVisionAttention(Qwen3VLVisionAttention):
             query, key, value = (each.view(per_image).transpose(1, 2) for each in states)
             mixed, _ = matmul_attention(self, query, key, value, None, self.scaling)
         else:
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
-        return self.proj(mixed.reshape(num_patches, -1))
+            theirs: Tensor = super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+            return theirs
+        projected: Tensor = self.proj(mixed.reshape(num_patches, -1))
+        return projected
 
     def _turned(self, hidden_states: Tensor, position_embeddings: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [patches, heads, dim], turned to where their patches stand."""
@@ -99,7 +101,7 @@ class BatchedVisionAttention(Qwen3VLVisionAttention):
         return *apply_rotary_pos_emb_vision(query, key, *position_embeddings), value
 
 
-class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
+class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):  # type: ignore[misc]
     """The patch embedding as one matrix product."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -107,11 +109,12 @@ class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
         return functional.linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
-class IndexedDeepstackModel(Qwen3VLTextModel):
+class IndexedDeepstackModel(Qwen3VLTextModel):  # type: ignore[misc]
     """The decoder, which also takes the places of image placeholders [P] in [batch · tokens] for their mask."""
 
     def _deepstack_process(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
         if visual_pos_masks.dtype == torch.bool:
-            return super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)
+            masked: Tensor = super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)
+            return masked
         added = hidden_states.flatten(0, 1).index_add(0, visual_pos_masks, visual_embeds.to(hidden_states.dtype))
         return added.view_as(hidden_states)

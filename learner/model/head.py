@@ -32,7 +32,7 @@ def token_scores(loaded: LoadedModel, hidden: Tensor, batch: PackedBatch, coordi
     head = bare_head(loaded)
     if head is None:
         return _scores_of_any_head(loaded, hidden, batch, coordinate_ids)
-    normalisers, labels, slots = ChunkedHead.apply(
+    normalisers, labels, slots = ChunkedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, batch.labels, batch.box_slots.flatten(), coordinate_ids, loaded.compute_dtype
     )
     return TokenScores(normalisers, labels, slots.unflatten(0, batch.box_slots.shape))

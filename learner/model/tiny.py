@@ -126,7 +126,7 @@ def coordinate_rows(dim: int) -> torch.Tensor:
     """Sinusoidal rows [1000, dim] of unit length: wavelengths from 2000 down to 8 bins (Vaswani et al. 2017, 3.5)."""
     wavelengths = torch.logspace(math.log10(2 * NUM_BINS), math.log10(8), dim // 2, dtype=torch.float64)
     angles = 2 * math.pi * torch.arange(NUM_BINS, dtype=torch.float64)[:, None] / wavelengths
-    rows = torch.cat([angles.sin(), angles.cos()], dim=1) / (dim // 2) ** 0.5
+    rows: torch.Tensor = torch.cat([angles.sin(), angles.cos()], dim=1) / (dim // 2) ** 0.5
     return rows.float()
 
 

@@ -62,7 +62,8 @@ class Script:
         """What is to befall the next answer, that of `uid`, of the server at `port`; an order is carried out once."""
         if self.orders is not None and uid != CANARY:
             orders = Path(self.orders.replace("{port}", str(port)))
-            for ordered in get_args(Fault):
+            faults: tuple[Fault, ...] = get_args(Fault)
+            for ordered in faults:
                 try:
                     (orders / ordered).unlink()
                 except FileNotFoundError:

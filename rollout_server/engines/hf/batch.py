@@ -171,13 +171,14 @@ class DecodeBatch:
             features, deepstack = self._image_features(torch.cat(pixels).to(self._device), grids)
             embeds[image_mask] = features.to(embeds.dtype)
             visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": deepstack}
-        return self._language_model(
+        hidden: Tensor = self._language_model(
             inputs_embeds=embeds,
             position_ids=positions.to(self._device),
             past_key_values=view,
             use_cache=True,
             **visual,
         ).last_hidden_state
+        return hidden
 
     def _image_features(self, pixels: Tensor, grids: Tensor) -> tuple[Tensor, list[Tensor]]:
         output = self._model.model.get_image_features(pixels, grids, return_dict=True)
@@ -206,7 +207,8 @@ class DecodeBatch:
             past_key_values=StepView(self._cache, front.columns, width),
             use_cache=True,
         ).last_hidden_state
-        return self._model.lm_head(hidden[:, 0])
+        logits: Tensor = self._model.lm_head(hidden[:, 0])
+        return logits
 
     def _extend(self, rows: Sequence[Row], choice: Choice) -> list[int]:
         """Add the chosen tokens; delivers what is finished and returns its indices."""

@@ -24,7 +24,8 @@ class Checkpoint:
 
     def text_of(self, token_id: int) -> str:
         """The text of one token, special ones included."""
-        return self.tokenizer.decode([token_id], skip_special_tokens=False)
+        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
+        return text
 
 
 def load_checkpoint(settings: ServerSettings) -> Checkpoint:

@@ -29,11 +29,12 @@ class GrowingAnswer:
         if self._logprobs is not None and piece.logprobs is not None:
             chosen = zip(piece.token_ids, piece.logprobs, strict=True)
             self._logprobs.extend(by_token[token_id].logprob for token_id, by_token in chosen)
+        finish_reason: str | None = piece.finish_reason
         if self._rule is None:
             self.token_ids.extend(piece.token_ids)
-            return piece.finish_reason
+            return finish_reason
         for token_id in piece.token_ids:
             self.token_ids.append(token_id)
             if reason := self._rule.after(self.token_ids):
                 return reason
-        return piece.finish_reason
+        return finish_reason

@@ -5,7 +5,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 
-class TokenMeter(StatLoggerBase):
+class TokenMeter(StatLoggerBase):  # type: ignore[misc]
     """All tokens generated so far, those of unfinished answers too."""
 
     def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:

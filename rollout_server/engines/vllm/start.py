@@ -96,5 +96,5 @@ def _cache_bytes(settings: ServerSettings, folder: str, item_bytes: int) -> int:
 
     text = AutoConfig.from_pretrained(folder).text_config
     blocks = 1 + settings.limits.max_num_seqs * math.ceil(settings.limits.max_model_len / CPU_BLOCK_SIZE)
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * item_bytes
+    token_bytes: int = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * item_bytes
     return min(blocks * CPU_BLOCK_SIZE * token_bytes, MAX_CPU_CACHE_BYTES)

@@ -92,7 +92,7 @@ def plain_box_loss(scores: Tensor, bins: tuple[int, ...], ids: Tensor, weights: 
 
 def gradients(bench: Any, loss: Tensor) -> dict[str, Tensor]:
     bench.loaded.model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return {name: p.grad.clone() for name, p in bench.loaded.model.named_parameters() if p.grad is not None}
 
 
@@ -243,7 +243,7 @@ def test_fifty_steps_draw_the_curve_of_fifty_plain_steps(
         learner.accumulate(learner.lay_out(pack_of(*samples)), objective, step_totals_of(*samples))
         adamw.zero_grad()
         expected = plain_loss(plain, samples, 2, WEIGHTS)
-        expected.backward()  # type: ignore[no-untyped-call]
+        expected.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         adamw.step()
         curves.append((learner.update().loss, expected.item()))

@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_those_of_attention_by_matrix_products(
         terms = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)(
             bench.loaded, batch, step_totals_of(*samples)
         )
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()
         found.append({name: p.grad for name, p in bench.loaded.model.named_parameters()})
     expected, ours = found
     for name, gradient in expected.items():
