@@ -180,7 +180,7 @@ class NoPacking:
         return Pack((sample,), sample.num_tokens, self._capacity)
 
     def close(self) -> list[Pack[TrainingSample]]:
-        return [pack for pack in iter(self.take, None)]
+        return list(iter(self.take, None))
 
 
 def packer_of(config: "Config") -> Packer[TrainingSample] | OnePack | NoPacking:

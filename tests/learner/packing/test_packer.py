@@ -101,7 +101,7 @@ def test_the_same_calls_give_the_same_packs() -> None:
         taken = []
         for name, length in enumerate(lengths):
             packer.add(Item(name, length))
-            taken += [pack for pack in iter(packer.take, None)]
+            taken += iter(packer.take, None)
         return taken + packer.close()
 
     assert packs() == packs()

@@ -13,7 +13,7 @@ from shared.wire import PolicyVersion, TensorSpec, WeightManifest
 
 MODEL = ModelTensors({"embed": (4, 2), "norm": (2,)}, tied={"head": "embed"})
 ATTENTION = ModelTensors(
-    {name: (2, 2) for name in ("q", "k", "v", "o")}, fused=(frozenset(("q", "k", "v")), frozenset(("gate", "up")))
+    dict.fromkeys(("q", "k", "v", "o"), (2, 2)), fused=(frozenset(("q", "k", "v")), frozenset(("gate", "up")))
 )
 
 
