@@ -8,20 +8,44 @@ CPU_ONLY  := $(ON_LINUX) && ! command -v nvidia-smi >/dev/null 2>&1
 CPU_TORCH := torch==2.13.0
 ARGS   ?=
 
-.PHONY: demo test check soak constraints clean
+# Nothing of these needs a model, a process or a second.
+PURE_TESTS := tests/shared tests/learner/detection tests/learner/plan tests/learner/packing/test_packer.py \
+	tests/architecture/test_imports.py tests/architecture/test_borders.py
+
+.PHONY: demo quick check test test-slow docs lint types soak constraints clean
 
 demo: $(VENV)/.base
 	$(BIN)/boxloop demo $(ARGS)
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+# While editing: lint and the pure floors, half a minute.
+quick: lint
+	$(BIN)/python -m pytest -q -m "not slow" $(PURE_TESTS) $(ARGS)
 
-# Lint, types and the faster tests: the loop to run while editing.
-check: $(VENV)/.dev
+# Before a commit: lint, types and every test that takes no seconds, three minutes.
+check: lint types
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 $(ARGS)
+
+# Everything: real vLLM, real processes. The parts side by side, as one of them leaves a core idle most of the time.
+test: lint types
+	$(BIN)/python -m tests.side_by_side $(ARGS)
+
+# What takes too long to run with every change.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "very_slow" $(ARGS)
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+# The pages and schemas that are made from the code; tests hold them to it.
+docs: $(VENV)/.dev
+	$(BIN)/python -m shared.metrics > docs/metrics.md
+	$(BIN)/python -m shared.config.describe > docs/configuration.md
+	$(BIN)/python -m shared.config.schema > docs/config.schema.json
+	$(BIN)/python -m tests.architecture.floors
 
 # Random faults for twenty minutes; ARGS="--minutes 5 --seed 1" for others.
 soak: $(VENV)/.dev

@@ -3,7 +3,7 @@
 A room is a folder of a package, or a file beside those folders. A room may import rooms of lower floors of its own
 package, and other packages as `MAY_IMPORT` says; nothing else, not even a room beside it.
 
-    python -m tests.architecture.floors        prints the floors as docs/architecture.md has them
+    python -m tests.architecture.floors        writes the floors into docs/architecture.md
 """
 
 import ast
@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- floors: printed by `make docs` -->", "<!-- /floors -->"
 
 MAY_IMPORT = {
     "shared": {"shared"},
@@ -138,12 +140,21 @@ def arrows_of(package: str) -> dict[Arrow, list[str]]:
     return arrows
 
 
-def describe(package: str) -> str:
-    """The floors of a package as a numbered list, the ground last."""
-    floors = FLOORS[package]
-    return "\n".join(f"{height:2d}  {' · '.join(floors[height])}" for height in reversed(range(len(floors))))
+def describe() -> str:
+    """The floors of all packages as docs/architecture.md has them, the highest first."""
+    return "\n".join(
+        f"**{package}**\n\n```\n"
+        + "\n".join(f"{height:2d}  {' · '.join(floors[height])}" for height in reversed(range(len(floors))))
+        + "\n```\n"
+        for package, floors in FLOORS.items()
+    )
+
+
+def page_with_floors() -> str:
+    """docs/architecture.md with the floors of today."""
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{describe()}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    for each in FLOORS:
-        print(f"{each}\n{describe(each)}\n")
+    PAGE.write_text(page_with_floors(), encoding="utf-8")

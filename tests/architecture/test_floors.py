@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.architecture.floors import FLOORS, ROOT, Arrow, arrows_of, floor_of, rooms_of
+from tests.architecture.floors import FLOORS, PAGE, ROOT, Arrow, arrows_of, floor_of, page_with_floors, rooms_of
 
 TORCH = frozenset({"torch", "transformers", "peft"})
 LIGHT = {
@@ -55,3 +55,7 @@ def test_what_claims_to_be_light_is(module: str, heavy: frozenset[str]) -> None:
     code = f"import sys, {module}; print(*sorted(set({sorted(heavy)}) & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_the_page_has_the_floors_of_today() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page_with_floors(), "run: make docs"
