@@ -13,6 +13,7 @@ from learner.detection.targets import Target
 from shared.wire import PolicyVersion
 
 Grid = tuple[int, int, int]
+"""(t, h, w) of an image in patches."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class EncodedImage:
 
     `pixel_values` is float32 [num_patches, patch_dim] as the vision tower takes it, `grid` is (t, h, w) in patches,
     `png` is the same image as a losslessly encoded file, which is what a rollout server is sent.
+
+        EncodedImage(pixel_values=array of (1024, 1536), grid=(1, 32, 32), png=b"\\x89PNG…")     # 512 × 512 px
     """
 
     pixel_values: NDArray[np.float32]
-    grid: tuple[int, int, int]
+    grid: Grid
     png: bytes
 
 
@@ -33,6 +36,8 @@ class EncodedRecord:
     """A record with its prompt in ids.
 
     `request_token_ids` holds one image placeholder (what a server is sent), `prompt_token_ids` holds the expanded ones.
+
+        EncodedRecord(record, request_token_ids=(…, <image>, …), prompt_token_ids=(…, <image>, <image>, …), image)
     """
 
     record: Record
@@ -43,7 +48,10 @@ class EncodedRecord:
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A target with the image it talks about: what packs are made of."""
+    """A target with the image it talks about: what packs are made of.
+
+    TrainingSample(target=ground_truth_target("train:17", …), image=encoded.image).num_tokens == 312
+    """
 
     target: Target
     image: EncodedImage
@@ -58,6 +66,9 @@ class RolloutRequest:
     """One answer to decode: an encoded record and the seed of its sampling.
 
     `repeat` counts the earlier requests for the same record in one call.
+
+        RolloutRequest(encoded, seed=4711).uid == "train:17"
+        RolloutRequest(encoded, seed=4711, repeat=1).uid == "train:17+1"
     """
 
     encoded: EncodedRecord
@@ -76,6 +87,9 @@ class Rollout:
     """One decoded answer. `token_logprobs` is as long as `token_ids` when asked for; times are seconds.
 
     `arrived_at` is this process's monotonic clock at the moment the line came in, however late it is looked at.
+
+        Rollout(request, token_ids=(4913, …, 151645), finish_reason="stop", policy_version=PolicyVersion("a3", 40),
+                token_logprobs=None, queue_s=0.02, decode_s=1.9, arrived_at=8125.6)
     """
 
     request: RolloutRequest
@@ -90,7 +104,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class LostSample:
-    """A request that no server could answer; it counts as zero in the loss."""
+    """A request that no server could answer; it counts as zero in the loss.
+
+    LostSample(request, code="prompt_too_long", message="4100 prompt tokens and …", retryable=False)
+    """
 
     request: RolloutRequest
     code: str
@@ -115,7 +132,10 @@ class DecodingStart:
 
 @dataclass(frozen=True)
 class TaughtRecord:
-    """A record's own answer as a sample, and the seconds that the record was waited for."""
+    """A record's own answer as a sample, and the seconds that the record was waited for.
+
+    TaughtRecord(sample, encode_s=0.004)
+    """
 
     sample: TrainingSample
     encode_s: float
@@ -123,7 +143,10 @@ class TaughtRecord:
 
 @dataclass(frozen=True)
 class TaughtRollout:
-    """A rollout with all that was made of it, and the seconds that parsing, matching and the target took."""
+    """A rollout with all that was made of it, and the seconds that parsing, matching and the target took.
+
+    TaughtRollout(rollout, parsed, match, sample, make_s=0.0003).match.missing == (2, 5)     # appended
+    """
 
     rollout: Rollout
     parsed: ParsedRollout
@@ -132,12 +155,16 @@ class TaughtRollout:
     make_s: float = 0.0
 
     def timed(self, make_s: float) -> "TaughtRollout":
+        """The same with the seconds it took."""
         return replace(self, make_s=make_s)
 
 
 @dataclass(frozen=True)
 class LearnedPack:
-    """What one pack held and how long it took. Its loss is in the step's `StepResult`, which is read once."""
+    """What one pack held and how long it took. Its loss is in the step's `StepResult`, which is read once.
+
+    LearnedPack(("train:17", "train:4"), num_tokens=1020, capacity=4096, collate_s=0.01, forward_s=0.3, backward_s=0.6)
+    """
 
     record_ids: tuple[str, ...]
     num_tokens: int
