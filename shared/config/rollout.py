@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.config.section import Section
-from shared.wire import Temperature
+from shared.wire import Temperature, Transport
 
 
 class RepeatTerminateSection(Section):
@@ -27,7 +27,7 @@ class SyncSection(Section):
         default="auto", description="what is sent after a first full update; auto = merged in adapter runs, else full"
     )
     fallback_to_full: bool = Field(default=True, description="send everything after a merged update that failed")
-    transport: Literal["file", "http"] = Field(default="file", description="file needs a folder both processes see")
+    transport: Transport = Field(default="file", description="file needs a folder both processes see")
     weights_root: Path | None = Field(
         default=None, description="folder that weights pass through, as large as they are; null = in shared memory"
     )
