@@ -26,8 +26,8 @@ from benchmarks.training_pack import SIZES, made_up_pack, save_model
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
 from learner.detection.vocabulary import CoordinateVocabulary
+from learner.families.load import load_model, load_tokenizer
 from learner.model.batch import PackedBatch
-from learner.model.load import load_model, load_tokenizer
 from learner.model.loaded import LoadedModel
 from learner.packing.collate import collate
 from learner.packing.packer import Pack

@@ -23,7 +23,7 @@ import orjson
 from benchmarks.measure import print_measure
 from benchmarks.two_processes import TimedStep, servers, trained, write_checkpoint, write_config, write_records
 from learner.channels.channel import Objective
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepTotals
 from learner.plan.time_split import ServerActivity

@@ -28,7 +28,7 @@ from learner.data.shapes import render_shapes
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.model.tiny import build_tiny
 
 NUM_RECORDS, PER_STEP = 64, 8

@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.measure import compared, print_measure
 from benchmarks.two_processes import free_port, servers, write_config
 from learner.decoding.opening import publisher_of
-from learner.model.load import load_model
+from learner.families.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
 from learner.servers.weights import WeightChannel

@@ -23,7 +23,7 @@ from compose.environment import child_environment
 from compose.process import ChildProcess, ProcessSpec
 from compose.readiness import ServerProcess, wait_until_ready
 from learner.build import open_run
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.model.tiny import build_tiny
 from learner.reporting.step_report import StepRecord
 from learner.train import train

@@ -14,7 +14,7 @@ from learner.data.opening import open_data
 from learner.decoding.opening import open_decoding
 from learner.evaluation.opening import open_evaluation
 from learner.evaluation.scoring import check_best_metric
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.packing.packer import packer_of
 from learner.plan.planner import Planner
 from learner.plan.progress import Progress

@@ -20,7 +20,7 @@ from learner.data.lengths import check_validation_prompts, most_tokens, without_
 from learner.data.opening import open_encoder, reading_of
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
 from learner.servers.reachable import examine_servers

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from learner.checkpoints.checkpoint import copy_companions, read_state
+from learner.families.load import load_model
 from learner.model.adapter_files import tuner_of
 from learner.model.adapters import adapted_layers
-from learner.model.load import load_model
 from learner.weight_sync.snapshot import merged_weight
 from shared.checkpoint_facts import base_model, holds_adapters
 from shared.errors import BoxloopError, ConfigError

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.model.attention import VARLEN_ATTENTION
 from learner.model.batch import PackedBatch
 from learner.model.loaded import LoadedModel
-from learner.model.varlen import VARLEN_ATTENTION
 from learner.packing.patches import patch_layout
 
 

@@ -14,8 +14,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
+from learner.model.attention import VARLEN_ATTENTION
 from learner.model.batch import PatchLayout
-from learner.model.varlen import VARLEN_ATTENTION
 
 
 def patch_layout(tower: Any, image_grid: Tensor) -> PatchLayout:

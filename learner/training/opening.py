@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from learner.model.load import load_model
+from learner.families.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.plan.time_split import LearnerAccount
 from learner.training.lane import ComputeLane

@@ -19,7 +19,7 @@ import yaml
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
 from learner.detection.record import Record
-from learner.model.load import load_model, load_tokenizer
+from learner.families.load import load_model, load_tokenizer
 from learner.model.loaded import LoadedModel
 from learner.servers.rollouts import RolloutServer
 from learner.servers.weights import WeightChannel

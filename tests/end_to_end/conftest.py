@@ -19,7 +19,7 @@ import yaml
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from shared.config.load import load_config
 from tests.end_to_end.faults import DISTURBED_UP, NUM_STEPS, SHORT_RUN, records_of
 from tests.weights_folder import weights_of

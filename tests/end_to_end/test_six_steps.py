@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from shared.config.load import load_config
 from shared.extras import is_installed
 from shared.metrics import METRICS, REASON, metric_named

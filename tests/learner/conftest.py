@@ -87,7 +87,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workbench_of(tiny_folder: Path) -> Callable[..., Workbench]:
     """Load the tiny model afresh, in float32 on the CPU unless told otherwise; `tuner` names what is trained."""
-    from learner.model.load import EVERYTHING, load_model, load_tokenizer
+    from learner.families.load import EVERYTHING, load_model, load_tokenizer
 
     def load(
         attn_impl: str = "auto", dtype: str = "float32", tuner: TunerSection = EVERYTHING, device: str = "cpu"
@@ -127,7 +127,7 @@ def encoder(checkpoint: Path) -> Encoder:
     """The encoder of the checkpoint that test servers serve."""
     from learner.data.encoding import Encoder
     from learner.data.images import ImageReader
-    from learner.model.load import load_tokenizer
+    from learner.families.load import load_tokenizer
 
     return Encoder(
         load_tokenizer(str(checkpoint)), ImageReader.from_checkpoint(checkpoint), system="", user_prompt="Detect."
@@ -186,7 +186,7 @@ def config_of(checkpoint: Path, tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture
 def answers(shapes: Path, checkpoint: Path) -> dict[str, list[int]]:
     """For each record an answer that has its first object and misses the others."""
-    from learner.model.load import load_tokenizer
+    from learner.families.load import load_tokenizer
 
     vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(str(checkpoint)))
     return {
@@ -229,7 +229,7 @@ def opened(
 @pytest.fixture(scope="session")
 def sampling(checkpoint: Path, encoder: Encoder) -> Sampling:
     """Up to six tokens, and none of the prompt's placeholders."""
-    from learner.model.load import load_tokenizer
+    from learner.families.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(checkpoint))
     placeholders = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])

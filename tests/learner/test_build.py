@@ -18,7 +18,7 @@ from learner.data.encoding import Encoder
 from learner.data.opening import open_encoder, reading_of
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.run import Run
 from learner.servers.rollouts import RolloutServer

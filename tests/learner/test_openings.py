@@ -14,7 +14,7 @@ from learner.channels.table import open_channels
 from learner.data.jsonl import Reading, RecordSource
 from learner.decoding.opening import pool_of, sampling_of, sync_mode_of
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_model, load_tokenizer
+from learner.families.load import load_model, load_tokenizer
 from learner.packing.packer import NoPacking, OnePack, Packer, packer_of
 from learner.plan.planner import Planner
 from learner.plan.schedule import Channel

@@ -25,7 +25,7 @@ from learner.detection.matching import MatchingConfig
 from learner.detection.record import Record
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.packing.pack_feed import GroupPacker
 from learner.packing.packer import NoPacking, OnePack, Pack, Packer
 from learner.plan.planner import Planner

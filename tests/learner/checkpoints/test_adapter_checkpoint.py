@@ -14,7 +14,7 @@ from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
 from learner.checkpoints.checkpoint import Checkpoints, latest_checkpoint, read_state
 from learner.checkpoints.start import Start, start_of
-from learner.model.load import load_model
+from learner.families.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import Guard

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from learner.channels.last_pass import LastPass, SinglePass
 from learner.checkpoints.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state, set_aside_later
-from learner.model.load import load_model, load_tokenizer
+from learner.families.load import load_model, load_tokenizer
 from learner.plan.progress import Progress
 from learner.plan.schedule import Channel
 from learner.reporting.collapse_guard import Guard

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from learner.checkpoints.checkpoint import Checkpoints
 from learner.checkpoints.export import export, main
-from learner.model.load import load_model, load_tokenizer
+from learner.families.load import load_model, load_tokenizer
 from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import Guard

@@ -20,7 +20,7 @@ from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.servers.rollouts import check_server
 from shared.config.models import Config
 from shared.errors import ConfigError, DataError

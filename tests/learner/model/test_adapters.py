@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
+from learner.families.load import load_model
 from learner.model.adapters import adapted_layers
 from learner.model.freeze import part_of
-from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
 from learner.packing.collate import collate

@@ -11,7 +11,7 @@ from learner.detection.matching import MatchingConfig
 from learner.detection.record import GroundTruthObject, Record
 from learner.detection.targets import TargetWeights
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan, StepTotals
 from learner.types import EncodedImage, EncodedRecord, Rollout, RolloutRequest, TaughtRollout

@@ -9,7 +9,7 @@ import pytest
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.load import load_tokenizer
+from learner.families.load import load_tokenizer
 from learner.plan.schedule import Channel
 from learner.reporting.monitor import Monitor
 from learner.reporting.step_report import StepRecord

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from learner.families.load import load_model
 from learner.model.freeze import freeze, part_of
-from learner.model.load import load_model
 from learner.training.optim import MUON_LR_RATIO, StepOptimizer, parameter_groups
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError

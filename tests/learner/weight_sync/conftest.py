@@ -10,7 +10,7 @@ import httpx
 import pytest
 import torch
 
-from learner.model.load import load_model
+from learner.families.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.servers.weights import WeightChannel
 from learner.training.lane import ComputeLane

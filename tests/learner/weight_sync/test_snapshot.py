@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from learner.families.load import load_model
 from learner.model.adapters import adapted_layers
-from learner.model.load import load_model
 from learner.model.loaded import LoadedModel
 from learner.weight_sync.file import FileOutlet
 from learner.weight_sync.publisher import Snapshots, WeightPublisher

@@ -2,7 +2,6 @@
 
 Weights and their names stay as they are; so do results, up to rounding. What is exchanged, and why:
 
-- attention as plain matrix products: the backward pass of the fused kernel is slow on a CPU in bfloat16;
 - vision attention over all images at once, on a CPU when they are of one size: transformers takes them one by one;
 - the patch embedding as a matrix product: its convolution's windows do not overlap;
 - deepstack features added at known places: a mask is searched for its places while the host waits for the device.
@@ -13,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextModel,
     Qwen3VLVisionAttention,
@@ -22,10 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from learner.model.varlen import VARLEN_ATTENTION, attend_within
-
-MATMUL_ATTENTION = "matmul"
-"""Name of `matmul_attention` in transformers' registry."""
+from learner.model.attention import MATMUL_ATTENTION, VARLEN_ATTENTION, attend_within, matmul_attention
 
 
 def use_fast_kernels(model: Any) -> None:
@@ -35,38 +29,6 @@ def use_fast_kernels(model: Any) -> None:
     tower.patch_embed.__class__ = LinearPatchEmbed
     for block in tower.blocks:
         block.attn.__class__ = BatchedVisionAttention
-
-
-def matmul_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Softmax attention for transformers' registry.
-
-    `query` is [batch, heads, queries, dim], `key` and `value` are [batch, kv heads, keys, dim], an additive mask is
-    broadcast to [batch, heads, queries, keys]. Returns [batch, queries, heads, dim]. Heads that share keys are stacked
-    along the queries, so keys and values are never repeated.
-    """
-    batch, heads, queries, dim = query.shape
-    kv_heads, keys = key.shape[1:3]
-    stacked = query.reshape(batch, kv_heads, -1, dim)
-    scores = (stacked @ key.transpose(2, 3) * scaling).view(batch, heads, queries, keys)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = functional.dropout(weights, dropout, module.training)
-    mixed = weights.view(batch, kv_heads, -1, keys) @ value
-    return mixed.view(batch, heads, queries, dim).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(MATMUL_ATTENTION, matmul_attention)
-AttentionMaskInterface.register(MATMUL_ATTENTION, eager_mask)
 
 
 class BatchedVisionAttention(Qwen3VLVisionAttention):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.model.load import attention_for, compute_dtype_for, load_model
+from learner.families.load import attention_for, compute_dtype_for, load_model
 from shared.errors import ConfigError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

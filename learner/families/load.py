@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from learner.families.qwen3_vl_kernels import use_fast_kernels
 from learner.model.adapter_files import load_adapters
 from learner.model.adapters import adapters_for, add_adapters, hold_base_in
-from learner.model.cpu_kernels import MATMUL_ATTENTION, use_fast_kernels
+from learner.model.attention import MATMUL_ATTENTION, VARLEN_ATTENTION
 from learner.model.freeze import freeze
 from learner.model.loaded import LoadedModel
-from learner.model.varlen import VARLEN_ATTENTION
 from shared.checkpoint_facts import checkpoint_folder
 from shared.config.training import TunerSection
 from shared.errors import ConfigError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
-from learner.model import varlen
+from learner.model import attention
 from learner.model.batch import Layout
 from learner.packing.collate import collate
 from shared.config.stage2 import Stage2Section
@@ -49,11 +49,11 @@ def test_loss_and_gradients_are_those_of_attention_by_matrix_products(
     workbench_of: Callable[..., Any], pack_of: Any, step_totals_of: Any, monkeypatch: pytest.MonkeyPatch,
     dtype: str, layout: Layout,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(varlen, "varlen_attn", plain_varlen)
+    monkeypatch.setattr(attention, "varlen_attn", plain_varlen)
     found = []
-    for attention in ("matmul", "varlen"):
+    for implementation in ("matmul", "varlen"):
         bench = workbench_of(dtype=dtype)
-        bench.loaded.model.set_attn_implementation(attention)
+        bench.loaded.model.set_attn_implementation(implementation)
         samples = [bench.sample(0, 2), bench.sample(1, 3, grid=(1, 4, 8)), bench.sample(2, 1)]
         batch = collate(
             pack_of(*samples),
@@ -77,4 +77,4 @@ def test_attention_dropout_is_refused() -> None:
     states = torch.zeros(1, 1, 2, 8)
     borders = torch.tensor([0, 2], dtype=torch.int32)
     with pytest.raises(ConfigError, match=r"varlen has no attention dropout \(0\.1\); use sdpa"):
-        varlen.varlen_attention(None, states, states, states, None, 1.0, 0.1, cu_seq_lens_q=borders, max_length_q=2)
+        attention.varlen_attention(None, states, states, states, None, 1.0, 0.1, cu_seq_lens_q=borders, max_length_q=2)

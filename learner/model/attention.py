@@ -1,18 +1,53 @@
-"""Attention inside each target of a pack, or each image, by torch's own flash kernels: 16-bit types on a GPU.
+"""Attention kernels beside transformers' own, registered with it by name, for whatever family of models.
 
-No [tokens, tokens] mask is made, and nothing is computed between two targets.
+`matmul` is for a CPU: plain matrix products, because the backward pass of the fused kernel is slow in bfloat16.
+`varlen` is for 16-bit types on a GPU: torch's own flash kernels inside each target of a pack, or each image. It
+makes no [tokens, tokens] mask, and computes nothing between two targets.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from shared.errors import ConfigError
 
+MATMUL_ATTENTION = "matmul"
+"""Name of `matmul_attention` in transformers' registry."""
 VARLEN_ATTENTION = "varlen"
 """Name of `varlen_attention` in transformers' registry."""
+
+
+def matmul_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention for transformers' registry.
+
+    `query` is [batch, heads, queries, dim], `key` and `value` are [batch, kv heads, keys, dim], an additive mask is
+    broadcast to [batch, heads, queries, keys]. Returns [batch, queries, heads, dim]. Heads that share keys are stacked
+    along the queries, so keys and values are never repeated.
+    """
+    batch, heads, queries, dim = query.shape
+    kv_heads, keys = key.shape[1:3]
+    stacked = query.reshape(batch, kv_heads, -1, dim)
+    scores = (stacked @ key.transpose(2, 3) * scaling).view(batch, heads, queries, keys)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = functional.dropout(weights, dropout, module.training)
+    mixed = weights.view(batch, kv_heads, -1, keys) @ value
+    return mixed.view(batch, heads, queries, dim).transpose(1, 2).contiguous(), None
 
 
 def varlen_attention(
@@ -64,4 +99,6 @@ def attend_within(
     return mixed
 
 
+AttentionInterface.register(MATMUL_ATTENTION, matmul_attention)
+AttentionMaskInterface.register(MATMUL_ATTENTION, eager_mask)
 AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
