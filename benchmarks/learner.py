@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,11 +26,9 @@ from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.families.load import load_model, load_tokenizer
-from learner.model.batch import PackedBatch
 from learner.model.loaded import LoadedModel
 from learner.packing.collate import collate
 from learner.packing.packer import Pack
-from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals
 from shared.config.stage2 import Stage2Section
 
@@ -48,7 +45,7 @@ Step = Callable[[], object]
 def our_step(loaded: LoadedModel, pack: Pack, num_passes: int) -> Step:
     """Channel A's forward and backward over a pack, as the learner runs them."""
     tokenizer = load_tokenizer(str(loaded.folder))
-    batch = _collated(loaded, pack, tokenizer.pad_token_id)
+    batch = collate(pack, loaded, pad_token_id=tokenizer.pad_token_id).to(loaded.device)
     ids = torch.tensor(CoordinateVocabulary.from_tokenizer(tokenizer).coordinate_ids, device=loaded.device)
     objective = Expectation(LastPass(Stage2Section(), ids), num_passes)
     totals = StepTotals(batch.num_samples, batch.num_boxes)
@@ -64,25 +61,14 @@ def our_step(loaded: LoadedModel, pack: Pack, num_passes: int) -> Step:
 def plain_step(loaded: LoadedModel, pack: Pack) -> Step:
     """The same pack learned the plain way, from the same checkpoint."""
     trainer = PlainTrainer(loaded.folder, loaded.device, loaded.compute_dtype)
-    host = replace(loaded, device=torch.device("cpu"))
-    inputs = trainer.inputs(_collated(host, pack, load_tokenizer(str(loaded.folder)).pad_token_id))
+    pad_token_id = load_tokenizer(str(loaded.folder)).pad_token_id
+    inputs = trainer.inputs(collate(pack, loaded, pad_token_id=pad_token_id, layout="rows"))
 
     def step() -> None:
         trainer.step(inputs)
         _wait_for(loaded.device)
 
     return step
-
-
-def _collated(loaded: LoadedModel, pack: Pack, pad_token_id: int) -> PackedBatch:
-    batch = collate(
-        pack,
-        image_token_id=loaded.image_token_id,
-        pad_token_id=pad_token_id,
-        merge_size=loaded.merge_size,
-        layout=loaded.layout,
-    )
-    return replace(batch, patches=patch_layout(loaded.model.model.visual, batch.image_grid)).to(loaded.device)
 
 
 def _wait_for(device: torch.device) -> None:

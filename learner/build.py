@@ -27,6 +27,7 @@ from learner.run import Run
 from learner.servers.http import check_servers_are_named
 from learner.training.opening import open_training
 from shared.accounting import TimeAccount
+from shared.checkpoint_facts import checkpoint_folder
 from shared.config.models import Config
 
 
@@ -48,7 +49,7 @@ async def _assemble(
 ) -> Run:
     """Open room after room: first what costs seconds and may be wrong, then the model, then the servers."""
     start = start_of(config.model.model, config.tuner, config.training)
-    data = open_data(config, start.model, load_tokenizer(start.model), console)
+    data = open_data(config, checkpoint_folder(start.model), load_tokenizer(start.model), console)
     check_servers_are_named(config)
     planner = Planner.of(config, data.training.num_records, data.training.record_at)
     max_steps, epochs = config.training.max_steps, config.training.num_train_epochs

@@ -29,6 +29,7 @@ from shared.checkpoint_facts import folder_here, may_be_hub_id
 from shared.config.models import Config
 from shared.errors import ConfigError
 from shared.extras import cure_for, is_installed
+from shared.families.table import facts_in
 from shared.findings import Finding, attempt, checked, warned
 from shared.preflight import run_preflight
 
@@ -89,9 +90,14 @@ def metrics_port(config: Config) -> str:
 
 
 def checkpoint_of(config: Config) -> tuple[str, str]:
-    """The model that training starts from. Raises ConfigError when it cannot be one, or does not fit the tuner."""
+    """The model that training starts from.
+
+    Raises ConfigError when it cannot be one, is of no known family, or does not fit the tuner.
+    """
     start = start_of(config.model.model, config.tuner, config.training)
-    if not Path(start.model).is_dir() and not may_be_hub_id(start.model):
+    if Path(start.model).is_dir():
+        facts_in(start.model)
+    elif not may_be_hub_id(start.model):
         raise ConfigError(f"model.model: {start.model} is no folder, and no hub id (owner/name); correct the path")
     resumed = f", resumed from {start.resumed}" if start.resumed else ""
     adapters = f", adapters of {start.adapters}" if start.adapters and not start.resumed else ""
@@ -109,7 +115,7 @@ def reader_of(config: Config, folder: Path) -> tuple[Reader, str]:
             f"model.model: {len(beyond)} coordinate tokens of {folder} have ids from {min(beyond)} on, its vocabulary "
             f"is {size}; resize its embeddings and train them"
         )
-    encoder = open_encoder(config, str(folder), tokenizer)
+    encoder = open_encoder(config, folder, tokenizer)
     return Reader(vocabulary, encoder), f"all 1000 coordinate tokens, ids below the vocabulary of {size}"
 
 
@@ -118,7 +124,7 @@ def vocabulary_size(folder: Path) -> int:
     config = orjson.loads((folder / "config.json").read_bytes())
     size = config.get("text_config", config).get("vocab_size")
     if not isinstance(size, int):
-        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a Qwen3-VL checkpoint")
+        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a whole checkpoint")
     return size
 
 

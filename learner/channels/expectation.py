@@ -11,8 +11,8 @@ from learner.channels.target_maker import TargetMaker
 from learner.channels.teacher_forcing import GroundTruthSteps
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.losses.terms import PackLoss
-from learner.model.batch import PackedBatch
-from learner.model.forward import ImageFeatures, embed, encode_images, hidden_states
+from learner.model.batch import ImageFeatures, PackedBatch
+from learner.model.forward import embed, encode_images, hidden_states
 from learner.model.head import coordinate_logits
 from learner.model.loaded import LoadedModel
 from learner.plan.step_plan import StepTotals

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from learner.losses.terms import PackLoss, loss_of
-from learner.model.batch import PackedBatch
-from learner.model.forward import ImageFeatures, at_predictors, embed, encode_images, hidden_states
+from learner.model.batch import ImageFeatures, PackedBatch
+from learner.model.forward import at_predictors, embed, encode_images, hidden_states
 from learner.model.head import token_scores
 from learner.model.loaded import LoadedModel
 from learner.plan.step_plan import StepTotals

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from learner.model.adapter_files import save_adapters
+from learner.model.family import VisionLanguageModel
 from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import BandSums, Guard
@@ -247,9 +247,9 @@ def copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def training_tensors(optimizer: StepOptimizer, model: Any) -> dict[str, torch.Tensor]:
+def training_tensors(optimizer: StepOptimizer, model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     """Optimizer state as "<optimizer>/<parameter>/<key>" and generator states as "rng/<device>"."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"{kind}/{names[parameter]}/{key}": value.detach().cpu().contiguous()
         for kind, each in optimizer.optimizers.items()
@@ -259,7 +259,7 @@ def training_tensors(optimizer: StepOptimizer, model: Any) -> dict[str, torch.Te
     return tensors | {f"rng/{device}": state for device, state in _generator_states()}
 
 
-def _restore_tensors(tensors: dict[str, torch.Tensor], optimizer: StepOptimizer, model: Any) -> None:
+def _restore_tensors(tensors: dict[str, torch.Tensor], optimizer: StepOptimizer, model: VisionLanguageModel) -> None:
     """Undo `training_tensors`. Torch itself brings each tensor to where its optimizer wants it."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     states: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)

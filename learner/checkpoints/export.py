@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,6 +12,7 @@ from learner.checkpoints.checkpoint import copy_companions, read_state
 from learner.families.load import load_model
 from learner.model.adapter_files import tuner_of
 from learner.model.adapters import adapted_layers
+from learner.model.family import VisionLanguageModel
 from learner.weight_sync.snapshot import merged_weight
 from shared.checkpoint_facts import base_model, holds_adapters
 from shared.errors import BoxloopError, ConfigError
@@ -40,7 +40,7 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
         copy_companions(loaded.folder, folder)
 
 
-def _fold_adapters(model: Any) -> None:
+def _fold_adapters(model: VisionLanguageModel) -> None:
     """Make adapted layers plain ones again, with the merged weights; nothing trains this model any more."""
     for name, layer in adapted_layers(model).items():
         layer.base_layer.weight.data = merged_weight(layer)

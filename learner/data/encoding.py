@@ -7,7 +7,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 
 from learner.data.images import ImageReader
-from learner.data.prompt import IMAGE_PLACEHOLDER, SYSTEM_PROMPT, USER_PROMPT, chat_text
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPT, chat_text
 from learner.detection.record import Record
 from learner.types import EncodedRecord, Grid
 from shared.errors import DataError
@@ -46,11 +46,11 @@ class Encoder:
             USER_PROMPT if user_prompt is None else user_prompt,
         )
         self.request_token_ids: tuple[int, ...] = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        self._placeholder: int = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+        self._placeholder: int = tokenizer.convert_tokens_to_ids(images.placeholder)
         if self.request_token_ids.count(self._placeholder) != 1:
             raise DataError(
-                f"the prompt must hold {IMAGE_PLACEHOLDER} once, but the chat template renders it as {text!r}; "
-                "use a checkpoint with Qwen3-VL's template, and leave placeholders out of the prompt's texts"
+                f"the prompt must hold {images.placeholder} once, but the chat template renders it as {text!r}; "
+                "use a checkpoint with its family's own template, and leave placeholders out of the prompt's texts"
             )
 
     async def encode(self, record: Record) -> EncodedRecord:

@@ -1,18 +1,24 @@
 """Images on their way into the model: read once, oriented, resized once, cut into patches."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from learner.detection.image_size import UNREADABLE_IMAGE
 from learner.detection.record import Record
 from learner.types import EncodedImage, Grid
 from shared.errors import ConfigError, DataError
+from shared.families.facts import FamilyFacts
+from shared.families.table import facts_in
+
+Resize = Callable[[int, int, int, int, int], tuple[int, int]]
+"""As `FamilyFacts.image_resize`."""
 
 LARGEST_FILE_PX = 100_000_000
 """Larger images are refused before a pixel of them is decoded."""
@@ -29,22 +35,25 @@ class PixelBounds:
 class ImageReader:
     """Reads records' images for one checkpoint. Thread-safe: nothing changes after construction."""
 
-    def __init__(self, processor: Any, bounds: PixelBounds) -> None:
+    def __init__(self, facts: FamilyFacts, processor: Any, bounds: PixelBounds) -> None:
         self._processor = processor
+        self._resize: Resize = resolve_name(facts.image_resize)
         self._bounds = bounds
+        self.placeholder = facts.image_placeholder
         self.merge_size: int = processor.merge_size
         self._side: int = processor.patch_size * processor.merge_size
 
     @classmethod
     def from_checkpoint(
-        cls, model: str | Path, max_pixels: int | None = None, min_pixels: int | None = None
+        cls, folder: Path, max_pixels: int | None = None, min_pixels: int | None = None
     ) -> "ImageReader":
         """Load the image processor of a checkpoint; bounds that are not given are the processor's own.
 
-        Raises ConfigError when the bounds are wider than the processor's: a rollout server that loads the same
-        checkpoint would resize such an image a second time.
+        Raises ConfigError for a checkpoint of no known family, and when the bounds are wider than the processor's: a
+        rollout server that loads the same checkpoint would resize such an image a second time.
         """
-        processor = Qwen2VLImageProcessorPil.from_pretrained(model)
+        facts = facts_in(folder)
+        processor = resolve_name(facts.image_processor).from_pretrained(folder)
         own = PixelBounds(processor.size["shortest_edge"], processor.size["longest_edge"])
         chosen = PixelBounds(
             own.min_pixels if min_pixels is None else min_pixels, own.max_pixels if max_pixels is None else max_pixels
@@ -52,10 +61,10 @@ class ImageReader:
         if not own.min_pixels <= chosen.min_pixels <= chosen.max_pixels <= own.max_pixels:
             raise ConfigError(
                 f"template.min_pixels {chosen.min_pixels} … template.max_pixels {chosen.max_pixels} must lie within "
-                f"{own.min_pixels} … {own.max_pixels}, the size in preprocessor_config.json of {model}; "
+                f"{own.min_pixels} … {own.max_pixels}, the size in preprocessor_config.json of {folder}; "
                 "narrow them, or widen that file for learner and servers alike"
             )
-        return cls(processor, chosen)
+        return cls(facts, processor, chosen)
 
     def read(self, record: Record) -> EncodedImage:
         """Read a record's image; blocks. Raises DataError when it cannot be used."""
@@ -81,7 +90,7 @@ class ImageReader:
         size = height, width
         for _ in range(8):
             try:
-                again = smart_resize(*size, self._side, self._bounds.min_pixels, self._bounds.max_pixels)
+                again = self._resize(*size, self._side, self._bounds.min_pixels, self._bounds.max_pixels)
             except ValueError as error:
                 raise DataError(f"an image of {width}x{height} px cannot be resized: {error}") from error
             if again == size:

@@ -1,6 +1,7 @@
 """The data of a run: what turns records into tokens, the records to train on, and those to validate on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -25,24 +26,24 @@ class Data:
     validation: tuple[Record, ...]
 
 
-def open_data(config: Config, model: str, tokenizer: Any, console: Console) -> Data:
-    """Read both files of a run that starts from the checkpoint `model`.
+def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) -> Data:
+    """Read both files of a run that starts from the checkpoint in `folder`.
 
     Raises DataError and ConfigError for what cannot be read, packed or decoded.
     """
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
-    encoder = open_encoder(config, model, tokenizer)
+    encoder = open_encoder(config, folder, tokenizer)
     training = read_training(config, vocabulary, encoder, console)
     validation = read_validation(config, vocabulary)
     check_validation_prompts(validation, encoder, config)
     return Data(tokenizer, vocabulary, encoder, training, validation)
 
 
-def open_encoder(config: Config, model: str, tokenizer: Any) -> Encoder:
+def open_encoder(config: Config, folder: Path, tokenizer: Any) -> Encoder:
     """What makes prompts of records, by the tokenizer and the image processor of a checkpoint."""
     return Encoder(
         tokenizer,
-        ImageReader.from_checkpoint(model, config.template.max_pixels, config.template.min_pixels),
+        ImageReader.from_checkpoint(folder, config.template.max_pixels, config.template.min_pixels),
         system=config.template.system,
         user_prompt=config.custom.user_prompt,
         num_workers=config.training.dataloader_num_workers,

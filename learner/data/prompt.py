@@ -13,9 +13,6 @@ on real coordinates.
 """
 
 
-IMAGE_PLACEHOLDER = "<|image_pad|>"
-
-
 def chat_text(tokenizer: Any, system: str, user_prompt: str) -> str:
     """The chat as text, up to where the answer begins: system turn, then one user turn, image first."""
     if not tokenizer.chat_template:

@@ -25,21 +25,21 @@ from learner.weight_sync.table import OUTLETS
 from shared.config.models import Config
 from shared.config.rollout import RolloutMatchingSection
 from shared.config.section import pick
+from shared.families.facts import FamilyFacts
 from shared.weights_root import weights_root
 from shared.wire import RepeatTerminate, Sampling, ServerInfo, SyncMode
 
 LOG = logging.getLogger(__name__)
 
-PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
-
 
 @dataclass(frozen=True)
 class Decoding:
-    """The pool of servers, the weights that they are sent, and what decodes steps ahead of the loop."""
+    """The pool of servers, the weights they are sent, what decodes steps ahead of the loop, and how."""
 
     pool: RolloutPool
     weights: WeightPublisher
     decoder: Decoder
+    sampling: Sampling
     account: RunAccount
 
 
@@ -66,19 +66,20 @@ async def open_decoding(
             check_server(info, server.name, loaded.folder)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
         with closing(publisher_of(config, channels, loaded, compute)) as weights:
-            pool = pool_of(config, servers, sampling_of(config.rollout, data.vocabulary), infos, weights.resend)
+            sampling = sampling_of(config.rollout, data.vocabulary, loaded.family.facts)
+            pool = pool_of(config, servers, sampling, infos, weights.resend)
             run_account = RunAccount(account, [server.account for server in servers])
             rules = rules_of(config, num_steps)
             if config.decodes:
                 console.print(rules.describe(config.pattern))
             decoder = Decoder(planner, data.encoder, pool, weights, run_account, rules)
-            yield Decoding(pool, weights, decoder, run_account)
+            yield Decoding(pool, weights, decoder, sampling, run_account)
 
 
-def sampling_of(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabulary) -> Sampling:
+def sampling_of(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabulary, facts: FamilyFacts) -> Sampling:
     """How servers decode; placeholders of images and videos can never be sampled."""
     repeat = rollout.repeat_terminate
-    placeholders = [vocabulary.tokenizer.token_to_id(text) for text in PLACEHOLDERS]
+    placeholders = [vocabulary.tokenizer.token_to_id(text) for text in facts.placeholders]
     return pick(
         Sampling,
         rollout,

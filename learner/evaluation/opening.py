@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from learner.data.opening import Data
-from learner.decoding.opening import Decoding, sampling_of
+from learner.decoding.opening import Decoding
 from learner.detection.matching import MatchingConfig
 from learner.evaluation.evaluate import Evaluation, EvaluationPlan
 from learner.plan.planner import Planner
@@ -38,7 +38,7 @@ def open_evaluation(
         encoder=data.encoder,
         vocabulary=data.vocabulary,
         matching=pick(MatchingConfig, config.rollout),
-        sampling=sampling_of(config.rollout, data.vocabulary),
+        sampling=decoding.sampling,
         decoding=decoding,
         sinks=sinks,
         console=console,

@@ -1,20 +1,23 @@
 """Loading a checkpoint for training: float32 masters of all that is trained, computed in the device's fast type."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from learner.families.qwen3_vl_kernels import use_fast_kernels
+from learner.families.table import FAMILIES
 from learner.model.adapter_files import load_adapters
 from learner.model.adapters import adapters_for, add_adapters, hold_base_in
 from learner.model.attention import MATMUL_ATTENTION, VARLEN_ATTENTION
+from learner.model.family import VisionLanguageModel
 from learner.model.freeze import freeze
 from learner.model.loaded import LoadedModel
 from shared.checkpoint_facts import checkpoint_folder
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
+from shared.families.table import facts_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EVERYTHING = TunerSection()
@@ -35,44 +38,41 @@ def load_model(
 
     `dtype` is the compute type: float32, bfloat16, or auto = bfloat16 where the device multiplies it natively.
     `attn_impl` is transformers' name of an attention, or auto. Adapters begin with weights drawn from `seed`, or with
-    those of the folder `adapters`. Raises ConfigError for a folder that cannot be loaded or holds a model of another
+    those of the folder `adapters`. Raises ConfigError for a folder that cannot be loaded or holds a model of no known
     family, for modules named in `tuner` that it does not have, and for adapters that are others.
     """
-    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     folder = checkpoint_folder(name)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     compute_dtype = compute_dtype_for(target, dtype)
+    family = FAMILIES[facts_in(folder).model_type]
     try:
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type != "qwen3_vl":
-            raise ConfigError(f"model.model: {name} is a {config.model_type} checkpoint; give a qwen3_vl one")
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
+        model: VisionLanguageModel = resolve_name(family.facts.transformers_class).from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl, compute_dtype)
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model.model: {name} cannot be loaded: {error}") from error
-    use_fast_kernels(model)
+    family.use_fast_kernels(model)
     trained = None
     if tuner.train_type == "lora":
-        trained = adapters_for(model, tuner)
+        trained = adapters_for(model, family.facts, tuner)
         add_adapters(model, trained, seed)
         hold_base_in(model, compute_dtype)
         if adapters is not None:
             load_adapters(model, trained, adapters)
     else:
-        freeze(model, tuner)
+        freeze(model, family.facts, tuner)
     model.to(target).train()
     return LoadedModel(
+        family=family,
         model=model,
         name=str(folder.resolve()) if Path(name).is_dir() else name,
         folder=folder,
         device=target,
         compute_dtype=compute_dtype,
-        image_token_id=int(config.image_token_id),
-        merge_size=int(config.vision_config.spatial_merge_size),
+        image_token_id=int(model.config.image_token_id),
         adapters=trained,
     )
 

@@ -1,4 +1,4 @@
-"""Other kernels for the same mathematics, where transformers' own are slow in training.
+"""Other kernels of Qwen3-VL for the same mathematics, where transformers' own are slow in training.
 
 Weights and their names stay as they are; so do results, up to rounding. What is exchanged, and why:
 
@@ -20,10 +20,11 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from learner.model.attention import MATMUL_ATTENTION, VARLEN_ATTENTION, attend_within, matmul_attention
+from learner.model.family import VisionLanguageModel
 
 
-def use_fast_kernels(model: Any) -> None:
-    """Exchange the kernels of a Qwen3-VL in place."""
+def exchange_kernels(model: VisionLanguageModel) -> None:
+    """Put these kernels into a model, in place."""
     model.model.language_model.__class__ = IndexedDeepstackModel
     tower = model.model.visual
     tower.patch_embed.__class__ = LinearPatchEmbed

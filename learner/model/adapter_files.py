@@ -1,7 +1,6 @@
 """Adapters on disk, in PEFT's own format: `adapter_config.json` beside `adapter_model.safetensors`."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -9,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner.model.adapters import ADAPTER, Adapters, peft_config
+from learner.model.family import VisionLanguageModel
 from shared.config.training import TunerSection
 from shared.errors import ConfigError, DataError
 
@@ -20,7 +20,7 @@ COMPARED = ("lora_rank", "lora_alpha", "use_dora")
 """What has to be the same for saved adapters to mean the same again."""
 
 
-def save_adapters(model: Any, adapters: Adapters, base: str, folder: Path) -> None:
+def save_adapters(model: VisionLanguageModel, adapters: Adapters, base: str, folder: Path) -> None:
     """Write all that is trained, for `PeftModel.from_pretrained` on the checkpoint `base`."""
     config = peft_config(adapters)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -33,7 +33,7 @@ def save_adapters(model: Any, adapters: Adapters, base: str, folder: Path) -> No
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
 
 
-def load_adapters(model: Any, adapters: Adapters, folder: Path) -> None:
+def load_adapters(model: VisionLanguageModel, adapters: Adapters, folder: Path) -> None:
     """Fill a model's adapters and modules to save from a folder.
 
     Raises ConfigError when the folder's adapters are others than the model's, and DataError when it has no weights.
@@ -80,7 +80,7 @@ def _check_same(ours: TunerSection, theirs: TunerSection, folder: Path) -> None:
             )
 
 
-def _trained(model: Any) -> dict[str, Tensor]:
+def _trained(model: VisionLanguageModel) -> dict[str, Tensor]:
     """What a LoRA run trains, under the names in the file; trained embeddings stand there as the tied head too."""
     named = model.named_parameters(remove_duplicate=False)
     return {_saved_name(name): each for name, each in named if each.requires_grad}

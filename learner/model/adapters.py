@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learner.model.freeze import frozen_parts, part_of
+from learner.model.family import VisionLanguageModel
+from learner.model.freeze import frozen_parts
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
+from shared.families.facts import FamilyFacts
 
 ADAPTER = "default"
 """PEFT's name of a model's only adapter."""
@@ -34,7 +36,7 @@ class Adapters:
     whole: tuple[str, ...]
 
 
-def adapters_for(model: Any, tuner: TunerSection) -> Adapters:
+def adapters_for(model: VisionLanguageModel, facts: FamilyFacts, tuner: TunerSection) -> Adapters:
     """Read `target_modules` or `target_regex`, `modules_to_save` and the frozen parts against a model.
 
     Candidates for an adapter are the linear layers of parts that are not frozen, outside of `modules_to_save`; the head
@@ -51,7 +53,7 @@ def adapters_for(model: Any, tuner: TunerSection) -> Adapters:
         for name, module in modules.items()
         if isinstance(module, nn.Linear)
         and module is not head
-        and part_of(name) not in frozen
+        and facts.part_of(name) not in frozen
         and not _inside(name, whole)
     ]
     return Adapters(tuner, _targets(candidates, tuner), whole)
@@ -70,7 +72,7 @@ def peft_config(adapters: Adapters) -> Any:
     )
 
 
-def add_adapters(model: Any, adapters: Adapters, seed: int) -> None:
+def add_adapters(model: VisionLanguageModel, adapters: Adapters, seed: int) -> None:
     """Put fresh adapters on a float32 model; they change nothing yet. All but what is trained is frozen.
 
     Their initial weights depend on `seed` alone; the process's random numbers go on as if nothing had been drawn.
@@ -85,7 +87,7 @@ def add_adapters(model: Any, adapters: Adapters, seed: int) -> None:
         model.get_submodule(name).requires_grad_(True)
 
 
-def hold_base_in(model: Any, dtype: torch.dtype) -> None:
+def hold_base_in(model: VisionLanguageModel, dtype: torch.dtype) -> None:
     """Keep the frozen weights of linear layers and of the token embeddings in `dtype`, under fresh adapters.
 
     Matrix products round them to the compute type in any case, so no float32 master is needed. DoRA's magnitudes are
@@ -100,7 +102,7 @@ def hold_base_in(model: Any, dtype: torch.dtype) -> None:
             layer.lora_magnitude_vector[ADAPTER].weight.data = row_norms(layer.base_layer.weight.data.float())
 
 
-def adapted_layers(model: Any) -> dict[str, Any]:
+def adapted_layers(model: VisionLanguageModel) -> dict[str, Any]:
     """The adapted linear layers, PEFT's own modules, by the names that the layers had without adapters."""
     names = [name.removesuffix(BASE) for name, _ in model.named_modules() if name.endswith(BASE)]
     return {name: model.get_submodule(name) for name in names}
@@ -165,7 +167,7 @@ def _inside(name: str, parents: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{parent}.") for parent in parents)
 
 
-def _check_not_tied(model: Any, whole: Collection[str]) -> None:
+def _check_not_tied(model: VisionLanguageModel, whole: Collection[str]) -> None:
     """A tied head is the embeddings under a second name; only one name can be trained and saved."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     for name in whole:

@@ -1,6 +1,6 @@
 """What a model is fed: one pack of targets as tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -17,39 +17,44 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """The places of P patches, named as a vision tower's arguments."""
+    """Where the patches of a pack's images stand, worked out on the host before a step runs.
 
-    interp_indices: Tensor
-    """int64 [P, 4]: the learned positions around each patch"""
-    interp_weights: Tensor
-    """float32 [P, 4]: the share of each"""
-    position_ids: Tensor
-    """int64 [P, 2]: rows and columns"""
-    cu_seqlens: Tensor
-    """int32 [images + 1]: where images begin, and their end"""
-    max_seqlen: int
-    cut_on_host: bool
-    """whether the attention cuts images apart by the values of `cu_seqlens`, which then stays on the host"""
+    A vision tower derives this from the images' grids by looking at their values, and so makes the host wait for the
+    device in the middle of the step. What it is given it does not derive. For a tower that cuts its attention by image:
+
+        PatchLayout({"position_ids": …, "cu_seqlens": …, "max_seqlen": 64}, on_host=frozenset({"cu_seqlens"}))
+    """
+
+    arguments: Mapping[str, Tensor | int]
+    """keyword arguments of the family's vision tower"""
+    on_host: frozenset[str] = frozenset()
+    """those whose values the tower reads on the host, where they stay"""
 
     def to(self, device: torch.device) -> "PatchLayout":
         """The same with its tensors where they are read."""
-        return replace(
-            self,
-            interp_indices=self.interp_indices.to(device, non_blocking=True),
-            interp_weights=self.interp_weights.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens if self.cut_on_host else self.cu_seqlens.to(device, non_blocking=True),
-        )
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the vision tower."""
-        return {
-            "interp_indices": self.interp_indices,
-            "interp_weights": self.interp_weights,
-            "position_ids": self.position_ids,
-            "cu_seqlens": self.cu_seqlens,
-            "max_seqlen": self.max_seqlen,
+        moved = {
+            name: value.to(device, non_blocking=True)
+            if isinstance(value, Tensor) and name not in self.on_host
+            else value
+            for name, value in self.arguments.items()
         }
+        return replace(self, arguments=moved)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower makes of a pack's images, a row for each image placeholder in reading order.
+
+    `embeds` is [placeholders, hidden]; `deepstack` holds as much again for each of the first decoder layers to which a
+    family adds image features, none in most families.
+    """
+
+    embeds: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+    def detach(self) -> "ImageFeatures":
+        """The same features without their history."""
+        return ImageFeatures(self.embeds.detach(), tuple(each.detach() for each in self.deepstack))
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class PackedBatch:
     input_ids: Tensor
     """int64 [R, T]"""
     position_ids: Tensor
-    """int64 [3, R, T]: temporal, height and width positions, starting at 0 with each target"""
+    """int64 [axes, R, T]: rotary positions, such as time, height and width, starting at 0 with each target"""
     cu_seqlens: Tensor
     """int32 [n + 1]: where targets begin in a flat row, and its end"""
     max_seqlen: int
@@ -86,8 +91,7 @@ class PackedBatch:
     """int64 [b, 4]: the box's coordinates x1, y1, x2, y2 as indices into S"""
     box_bins: Tensor
     """int64 [b, 4]: their true bins"""
-    patches: PatchLayout | None = None
-    """set where the images are laid out ahead of the step, see learner/training/learner.py"""
+    patches: PatchLayout
 
     @property
     def num_samples(self) -> int:
@@ -100,7 +104,7 @@ class PackedBatch:
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with all that a step reads on `device`."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, patches=self.patches and self.patches.to(device))
+        return replace(moved, patches=self.patches.to(device))
 
     def pinned(self) -> "PackedBatch":
         """The same batch in page-locked memory, from which a device copies while the host goes on."""

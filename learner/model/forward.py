@@ -1,39 +1,19 @@
 """The pieces of a forward pass, so that passes over one pack can share what does not change between them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from learner.model.attention import VARLEN_ATTENTION
-from learner.model.batch import PackedBatch
+from learner.model.batch import ImageFeatures, PackedBatch
 from learner.model.loaded import LoadedModel
-from learner.packing.patches import patch_layout
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What the vision tower makes of a pack's images, a row for each image placeholder in reading order.
-
-    `embeds` is [placeholders, hidden]; `deepstack` holds as much again for each of the first decoder layers.
-    """
-
-    embeds: Tensor
-    deepstack: tuple[Tensor, ...]
-
-    def detach(self) -> "ImageFeatures":
-        """The same features without their history."""
-        return ImageFeatures(self.embeds.detach(), tuple(each.detach() for each in self.deepstack))
 
 
 def encode_images(loaded: LoadedModel, batch: PackedBatch) -> ImageFeatures:
     """Run the vision tower over all images of a pack."""
-    tower = loaded.model.model.visual
-    patches = batch.patches or patch_layout(tower, batch.image_grid).to(batch.pixel_values.device)
     with loaded.autocast():
-        output = tower(batch.pixel_values, grid_thw=batch.image_grid, return_dict=True, **patches.arguments())
-    return ImageFeatures(output.pooler_output, tuple(output.deepstack_features))
+        return loaded.family.encode_images(loaded.model, batch)
 
 
 def embed(loaded: LoadedModel, batch: PackedBatch, images: ImageFeatures) -> Tensor:
@@ -45,17 +25,9 @@ def embed(loaded: LoadedModel, batch: PackedBatch, images: ImageFeatures) -> Ten
 
 def hidden_states(loaded: LoadedModel, batch: PackedBatch, embeds: Tensor, images: ImageFeatures) -> Tensor:
     """Run the decoder over input embeddings; returns its normalised last layer [R, T, hidden]."""
+    attention = _attention_arguments(loaded, batch, embeds.dtype)
     with loaded.autocast():
-        output = loaded.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=batch.position_ids,
-            visual_pos_masks=batch.image_positions,
-            deepstack_visual_embeds=list(images.deepstack),
-            use_cache=False,
-            **_attention_arguments(loaded, batch, embeds.dtype),
-        )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+        return loaded.family.hidden_states(loaded.model, batch, embeds, images, attention)
 
 
 def at_predictors(batch: PackedBatch, hidden: Tensor) -> Tensor:

@@ -1,20 +1,8 @@
-"""The three parts of a Qwen3-VL, and leaving whole ones as they are."""
+"""Leaving whole parts of a model as they are."""
 
-from typing import Any, Literal
-
+from learner.model.family import VisionLanguageModel
 from shared.config.training import TunerSection
-
-Part = Literal["llm", "vit", "aligner"]
-
-
-def part_of(name: str) -> Part:
-    """Which part of a Qwen3-VL a parameter or module belongs to.
-
-    The mergers are the aligner, the rest of the vision tower is the vit; embeddings and head count as llm.
-    """
-    if ".visual." not in f".{name}.":
-        return "llm"
-    return "aligner" if ".merger." in f"{name}." or ".deepstack_merger_list." in f"{name}." else "vit"
+from shared.families.facts import FamilyFacts, Part
 
 
 def frozen_parts(tuner: TunerSection) -> frozenset[Part]:
@@ -23,8 +11,8 @@ def frozen_parts(tuner: TunerSection) -> frozenset[Part]:
     return frozenset(part for part, frozen in flags.items() if frozen)
 
 
-def freeze(model: Any, tuner: TunerSection) -> None:
+def freeze(model: VisionLanguageModel, facts: FamilyFacts, tuner: TunerSection) -> None:
     """Train all weights but those of the frozen parts."""
     frozen = frozen_parts(tuner)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) not in frozen)
+        parameter.requires_grad_(facts.part_of(name) not in frozen)

@@ -9,24 +9,26 @@ import torch
 
 from learner.model.adapters import Adapters
 from learner.model.batch import Layout
+from learner.model.family import Family, VisionLanguageModel
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A Qwen3-VL and what the code around it asks about it.
+    """A model of some family and what the code around it asks about it.
 
     `model` is transformers' own module with its own parameter names, adapters injected in place if there are any;
     trained weights are float32 whatever `compute_dtype` says. `name` is the checkpoint it came from, an absolute
     directory or a hub id, and `folder` where that lies on this machine. `adapters` is None where training is full.
+    `image_token_id` is the placeholder that stands in a prompt for each row of an image's features.
     """
 
-    model: Any
+    family: Family
+    model: VisionLanguageModel
     name: str
     folder: Path
     device: torch.device
     compute_dtype: torch.dtype
     image_token_id: int
-    merge_size: int
     adapters: Adapters | None = None
 
     @property

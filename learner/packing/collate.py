@@ -9,8 +9,9 @@ from torch import Tensor
 
 from learner.detection.targets import Target
 from learner.model.batch import Ints, Layout, PackedBatch
+from learner.model.loaded import LoadedModel
 from learner.packing.packer import Pack
-from learner.types import TrainingSample
+from learner.types import Grid, TrainingSample
 from shared.errors import DataError
 
 
@@ -26,22 +27,25 @@ class _Supervision:
 
 
 def collate(
-    pack: Pack[TrainingSample], *, image_token_id: int, pad_token_id: int, merge_size: int, layout: Layout
+    pack: Pack[TrainingSample], loaded: LoadedModel, *, pad_token_id: int, layout: Layout | None = None
 ) -> PackedBatch:
-    """Lay out a pack. Loss and gradient do not depend on `layout` (see docs/numerics.md).
+    """Lay out a pack for a model, on the host. Loss and gradient do not depend on `layout` (see docs/numerics.md).
 
-    Raises DataError, naming the record, when a target's image placeholders do not fit its image.
+    None = the layout that suits the model's device. Raises DataError, naming the record, when a target's image
+    placeholders do not fit its image.
     """
+    layout = layout or loaded.layout
     targets, images = [sample.target for sample in pack.items], [sample.image for sample in pack.items]
     tokens = [np.asarray(target.token_ids, dtype=np.int64) for target in targets]
-    rope = [
-        rope_positions(ids, image.grid, image_token_id, merge_size, target.record_id)
+    rotary = [
+        _positions(loaded, ids, image.grid, target.record_id)
         for ids, image, target in zip(tokens, images, targets, strict=True)
     ]
     borders = np.cumsum([0, *map(len, tokens)])
     flat = layout == "flat"
     input_ids = torch.from_numpy(_laid_out(tokens, flat, pad_token_id))
-    position_ids = np.stack([_laid_out([each[axis] for each in rope], flat, 0) for axis in range(3)])
+    position_ids = np.stack([_laid_out(list(axis), flat, 0) for axis in zip(*rotary, strict=True)])
+    image_grid = torch.tensor([image.grid for image in images])
     taught = [_supervision(target, ids) for target, ids in zip(targets, tokens, strict=True)]
     counts = [len(each.positions) for each in taught]
     rows, columns = (np.zeros_like(counts), borders[:-1]) if flat else (np.arange(len(counts)), np.zeros_like(counts))
@@ -53,9 +57,10 @@ def collate(
         position_ids=torch.from_numpy(position_ids),
         cu_seqlens=torch.from_numpy(borders.astype(np.int32)),
         max_seqlen=max(map(len, tokens)),
-        image_positions=(input_ids == image_token_id).flatten().nonzero()[:, 0],
+        image_positions=(input_ids == loaded.image_token_id).flatten().nonzero()[:, 0],
         pixel_values=_joined([image.pixel_values for image in images]),
-        image_grid=torch.tensor([image.grid for image in images]),
+        image_grid=image_grid,
+        patches=loaded.family.lay_out_patches(loaded.model, image_grid),
         predictor_rows=torch.from_numpy(np.repeat(rows, counts)),
         predictor_columns=_joined([each.positions - 1 + first for each, first in zip(taught, columns, strict=True)]),
         labels=_joined([each.labels for each in taught]),
@@ -65,29 +70,12 @@ def collate(
     )
 
 
-def rope_positions(
-    token_ids: Ints, grid: tuple[int, int, int], image_token_id: int, merge_size: int, name: str
-) -> Ints:
-    """Multimodal rotary positions [3, tokens] of one target with one image, as Qwen3-VL counts them.
-
-    Text counts on in all three; an image holds its start in time and adds its row and column; the text after it goes on
-    behind the image's longer side. Equal to the model's `get_rope_index`. Raises DataError naming `name` when the
-    placeholders are not one run as long as the grid.
-    """
-    t, h, w = grid[0], grid[1] // merge_size, grid[2] // merge_size
-    places = np.flatnonzero(token_ids == image_token_id)
-    if len(places) != t * h * w or places[-1] - places[0] + 1 != len(places):
-        raise DataError(
-            f"{name}: the image of {grid} patches needs one run of {t * h * w} image placeholders, "
-            f"but the prompt holds {len(places)}; encode prompt and image with one processor"
-        )
-    start = int(places[0])
-    positions = np.empty((3, len(token_ids)), dtype=np.int64)
-    positions[:, :start] = np.arange(start)
-    positions[:, places] = np.indices((t, h, w)).reshape(3, -1) + start
-    tail = len(token_ids) - start - len(places)
-    positions[:, start + len(places) :] = np.arange(tail) + start + max(h, w)
-    return positions
+def _positions(loaded: LoadedModel, token_ids: Ints, grid: Grid, record_id: str) -> Ints:
+    """Rotary positions [axes, tokens] of one target."""
+    try:
+        return loaded.family.positions(loaded.model, token_ids, grid)
+    except DataError as error:
+        raise DataError(f"{record_id}: {error}") from error
 
 
 def _supervision(target: Target, token_ids: Ints) -> _Supervision:

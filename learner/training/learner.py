@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from learner.model.batch import PackedBatch
 from learner.model.loaded import LoadedModel
 from learner.packing.collate import collate
 from learner.packing.packer import Pack
-from learner.packing.patches import patch_layout
 from learner.plan.step_plan import StepTotals
 from learner.training.optim import StepOptimizer
 from learner.training.stopwatch import Stopwatch
@@ -61,14 +60,7 @@ class Learner:
     def lay_out(self, pack: Pack[TrainingSample]) -> LaidOutPack:
         """Make a pack's tensors. Touches no weights, so the next pack is laid out while this one is learned."""
         started = time.perf_counter()
-        batch = collate(
-            pack,
-            image_token_id=self.loaded.image_token_id,
-            pad_token_id=self._pad_token_id,
-            merge_size=self.loaded.merge_size,
-            layout=self.loaded.layout,
-        )
-        batch = replace(batch, patches=patch_layout(self.loaded.model.model.visual, batch.image_grid))
+        batch = collate(pack, self.loaded, pad_token_id=self._pad_token_id)
         if self._copies is not None:
             with self._copies:  # on the stream of the model's work it would wait for the pack that is being learned
                 batch = batch.pinned().to(self.loaded.device)

@@ -51,7 +51,7 @@ def open_training(
         )
     if training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = StepOptimizer(loaded.model, training, num_steps)
+    optimizer = StepOptimizer(loaded, training, num_steps)
     learner = Learner(loaded, optimizer, pad_token_id=pad_token_id, max_grad_norm=training.max_grad_norm)
     with ComputeLane(account) as lane:
         yield Training(loaded, optimizer, learner, lane, account)

@@ -1,6 +1,6 @@
 """The optimizers of a run: parameter groups, AdamW and Muon, and the learning-rate schedule."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal, get_args
@@ -8,9 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from learner.model.freeze import Part, part_of
+from learner.model.family import VisionLanguageModel
+from learner.model.loaded import LoadedModel
 from shared.config.training import TrainingSection
 from shared.errors import ConfigError
+from shared.families.facts import Part
 
 Kind = Literal["adamw", "muon"]
 
@@ -30,14 +32,14 @@ class ParameterGroup:
     names: tuple[str, ...]
 
 
-def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGroup]:
-    """Sort a Qwen3-VL's trained parameters into groups.
+def parameter_groups(loaded: LoadedModel, training: TrainingSection) -> list[ParameterGroup]:
+    """Sort a model's trained parameters into groups.
 
     The rate is `learning_rate`, or `vit_lr` and `aligner_lr` for vision tower and mergers. With `optim: muon` the
     weights of all linear layers but the head go to Muon, at `MUON_LR_RATIO` times the rate of their part. Weight decay
     falls on matrices, never on norms and biases.
     """
-    hidden = _hidden_matrices(model) if training.optim == "muon" else frozenset[str]()
+    hidden = _hidden_matrices(loaded.model) if training.optim == "muon" else frozenset[str]()
     rates: dict[Part, float] = {
         "llm": training.learning_rate,
         "vit": training.vit_lr or training.learning_rate,
@@ -46,10 +48,10 @@ def parameter_groups(model: Any, training: TrainingSection) -> list[ParameterGro
     names: dict[tuple[Kind, Part, bool], list[str]] = {
         (kind, part, decays): [] for kind in get_args(Kind) for part in rates for decays in (True, False)
     }
-    for name, parameter in model.named_parameters():
+    for name, parameter in loaded.model.named_parameters():
         if parameter.requires_grad:
             optimizer: Kind = "muon" if name in hidden else "adamw"
-            names[optimizer, part_of(name), parameter.ndim >= 2].append(name)
+            names[optimizer, loaded.family.facts.part_of(name), parameter.ndim >= 2].append(name)
     return [
         ParameterGroup(
             optimizer=optimizer,
@@ -69,9 +71,9 @@ class StepOptimizer:
     `optimizers` are AdamW and, with `optim: muon`, Muon; a step of one is a step of all.
     """
 
-    def __init__(self, model: Any, training: TrainingSection, num_steps: int) -> None:
-        named = dict(model.named_parameters())
-        groups = parameter_groups(model, training)
+    def __init__(self, loaded: LoadedModel, training: TrainingSection, num_steps: int) -> None:
+        named = dict(loaded.model.named_parameters())
+        groups = parameter_groups(loaded, training)
         if not groups:
             raise ConfigError(
                 "tuner.freeze_llm, freeze_vit and freeze_aligner leave nothing to train; free one of them"
@@ -115,14 +117,14 @@ class StepOptimizer:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _hidden_matrices(model: Any) -> frozenset[str]:
+def _hidden_matrices(model: VisionLanguageModel) -> frozenset[str]:
     """Names of the weights of all linear layers but the head."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
     return frozenset(f"{name}.weight" for name, module in layers if module is not head)
 
 
-def _torch_group(group: ParameterGroup, named: dict[str, Tensor]) -> dict[str, Any]:
+def _torch_group(group: ParameterGroup, named: Mapping[str, Tensor]) -> dict[str, Any]:
     parameters: Iterable[Tensor] = [named[name] for name in group.names]
     return {"params": parameters, "lr": group.learning_rate, "weight_decay": group.weight_decay}
 

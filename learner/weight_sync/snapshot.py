@@ -1,16 +1,14 @@
 """The weights that servers and exports get: plain Hugging Face names, adapters merged into copies."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from learner.model.adapters import ADAPTER, adapted_layers, plain_name, row_norms
+from learner.model.family import VisionLanguageModel
 from learner.model.loaded import LoadedModel
-
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Sibling modules that vLLM keeps as one matrix; it can only be replaced whole."""
 
 
 def full_weights(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -29,15 +27,16 @@ def merged_weights(loaded: LoadedModel) -> dict[str, Tensor]:
     """
     trained = [plain_name(name) for name, each in loaded.model.named_parameters() if each.requires_grad]
     whole = {_module_of(name) for name in trained if name is not None}
-    return _weights(loaded.model, with_fused_siblings(whole | adapted_layers(loaded.model).keys()))
+    touched = whole | adapted_layers(loaded.model).keys()
+    return _weights(loaded.model, with_fused_siblings(touched, loaded.family.facts.fused))
 
 
-def with_fused_siblings(modules: Collection[str]) -> frozenset[str]:
-    """`modules`, and those that vLLM keeps in one matrix with any of them."""
+def with_fused_siblings(modules: Collection[str], fused: Iterable[Collection[str]]) -> frozenset[str]:
+    """`modules`, and those that vLLM keeps in one matrix with any of them; `fused` as in FamilyFacts."""
     closed = set(modules)
     for name in modules:
         parent, _, last = name.rpartition(".")
-        closed.update(f"{parent}.{sibling}" for group in FUSED if last in group for sibling in group)
+        closed.update(f"{parent}.{sibling}" for group in fused if last in group for sibling in group)
     return frozenset(closed)
 
 
@@ -55,7 +54,7 @@ def merged_weight(layer: Any) -> Tensor:
     return merged.to(weight.dtype)
 
 
-def _weights(model: Any, wanted: Collection[str] | None) -> dict[str, Tensor]:
+def _weights(model: VisionLanguageModel, wanted: Collection[str] | None) -> dict[str, Tensor]:
     """The weights of `wanted` modules, None = of all."""
     adapted = adapted_layers(model)
     weights = {}

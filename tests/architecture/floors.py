@@ -26,7 +26,7 @@ MAY_IMPORT = {
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (
         ("accounting", "digest", "errors", "extras", "lifeline", "metrics"),
-        ("access", "findings", "listening", "streams", "whole_folder", "wire"),
+        ("access", "families", "findings", "listening", "streams", "whole_folder", "wire"),
         ("checkpoint_facts", "config", "framing", "health", "safetensors_header"),
         ("preflight", "probe", "weights_root"),
     ),

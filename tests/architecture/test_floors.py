@@ -27,7 +27,7 @@ LIGHT = {
 """Modules, and the packages that a process does not hold once it has imported them."""
 
 
-UNDER_WAY = {"learner"}
+UNDER_WAY: set[str] = set()
 """Rooms that are still being built, and modules that are not light yet."""
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 DESCS = ("red circle", "blue square", "green triangle", "öl 猫")
 PATCH_DIM = 3 * 2 * 16 * 16
+MERGE_SIZE = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Workbench:
             GroundTruthObject(DESCS[i % len(DESCS)], "bbox_2d", (*map(int, corner), *map(int, corner + side)))
             for i, (corner, side) in enumerate(zip(corners, sides, strict=True))
         ]
-        num_placeholders = grid[0] * grid[1] * grid[2] // self.loaded.merge_size**2
+        num_placeholders = grid[0] * grid[1] * grid[2] // MERGE_SIZE**2
         prompt = [
             *self.tokenizer.encode("<|im_start|>user\n" + "look " * (seed % 3) + "<|vision_start|>"),
             *[self.loaded.image_token_id] * num_placeholders,

@@ -126,7 +126,7 @@ def test_prompts_are_made_as_written(config_of: ConfigOf, checkpoint: Path) -> N
     tokenizer = load_tokenizer(str(checkpoint))
 
     def encoder_of(*overrides: str) -> Encoder:
-        return open_encoder(config_of(*overrides), str(checkpoint), tokenizer)
+        return open_encoder(config_of(*overrides), checkpoint, tokenizer)
 
     def image_tokens(width: int, *overrides: str) -> int:
         record = Record("data:1", ("none.png",), width, width, ())

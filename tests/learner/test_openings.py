@@ -20,6 +20,7 @@ from learner.plan.planner import Planner
 from learner.plan.schedule import Channel
 from learner.servers.rollouts import RolloutServer
 from shared.config.models import Config
+from shared.families.qwen3_vl import QWEN3_VL
 from shared.wire import PolicyVersion, RepeatTerminate
 
 ConfigOf = Callable[..., Config]
@@ -66,7 +67,7 @@ def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
 def test_a_greedy_run_bans_placeholders_and_stops_where_the_tokenizer_does(
     config_of: ConfigOf, vocabulary: CoordinateVocabulary, checkpoint: Path
 ) -> None:
-    sampling = sampling_of(config_of(f"{ROLLOUT}.max_new_tokens=33").rollout, vocabulary)
+    sampling = sampling_of(config_of(f"{ROLLOUT}.max_new_tokens=33").rollout, vocabulary, QWEN3_VL)
     tokenizer = load_tokenizer(str(checkpoint))
     placeholders = set(tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"]))
     assert (sampling.max_new_tokens, sampling.temperature, sampling.repeat_terminate) == (33, 0.0, None)
@@ -80,7 +81,7 @@ def test_every_sampling_key_reaches_the_wire(config_of: ConfigOf, vocabulary: Co
     overrides = [f"{ROLLOUT}.{key}={value}" for key, value in keys.items()]
     overrides += [f"{ROLLOUT}.repeat_terminate.{key}={value}" for key, value in repeat.items()]
     config = config_of(*overrides, f"{ROLLOUT}.repeat_terminate.enabled=true")
-    sampling = sampling_of(config.rollout, vocabulary)
+    sampling = sampling_of(config.rollout, vocabulary, QWEN3_VL)
     assert {key: getattr(sampling, key) for key in keys} == keys
     assert sampling.repeat_terminate == RepeatTerminate(**repeat)
 
@@ -189,7 +190,9 @@ async def test_no_server_is_asked_for_more_than_it_takes(
     with serving(scripted()) as running:
         async with running.client() as client:
             server = RolloutServer(client, 5.0)
-            pool = pool_of(config, [server], sampling_of(config.rollout, vocabulary), [await server.info()], restore)
+            pool = pool_of(
+                config, [server], sampling_of(config.rollout, vocabulary, QWEN3_VL), [await server.info()], restore
+            )
     assert pool.windows == [most]
 
 

@@ -14,7 +14,6 @@ from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
 from learner.model.batch import Layout
 from learner.packing.collate import collate
-from learner.packing.patches import patch_layout
 from shared.config.stage2 import Stage2Section
 
 META = torch.device("meta")
@@ -29,15 +28,8 @@ def test_a_step_reads_no_value(
     bench = workbench_of()
     bench.loaded.model.set_attn_implementation(attn_impl)  # a name would be refused that needs a GPU
     samples = [bench.sample(0, 3), bench.sample(1, 0), bench.sample(2, 2, grid=(1, 4, 8))]
-    batch = collate(
-        pack_of(*samples),
-        image_token_id=bench.loaded.image_token_id,
-        pad_token_id=bench.tokenizer.pad_token_id,
-        merge_size=bench.loaded.merge_size,
-        layout=layout,
-    )
-    patches = patch_layout(bench.loaded.model.model.visual, batch.image_grid)
-    batch = replace(batch, patches=patches).to(META)
+    batch = collate(pack_of(*samples), bench.loaded, pad_token_id=bench.tokenizer.pad_token_id, layout=layout)
+    batch = batch.to(META)
     loaded = replace(bench.loaded, model=bench.loaded.model.to(META))
     objective = Expectation(LastPass(ALL_TERMS, bench.coordinate_ids.to(META)), 3)
     terms = objective(loaded, batch, step_totals_of(*samples))

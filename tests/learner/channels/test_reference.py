@@ -97,16 +97,7 @@ def gradients(bench: Any, loss: Tensor) -> dict[str, Tensor]:
 
 
 def packed_loss(bench: Any, objective: Objective, packs: Any, totals: Any, layout: Layout) -> Tensor:
-    batches = [
-        collate(
-            pack,
-            image_token_id=bench.loaded.image_token_id,
-            pad_token_id=bench.tokenizer.pad_token_id,
-            merge_size=bench.loaded.merge_size,
-            layout=layout,
-        )
-        for pack in packs
-    ]
+    batches = [collate(pack, bench.loaded, pad_token_id=bench.tokenizer.pad_token_id, layout=layout) for pack in packs]
     return torch.stack([objective(bench.loaded, batch, totals).total for batch in batches]).sum()
 
 
@@ -232,7 +223,7 @@ def test_fifty_steps_draw_the_curve_of_fifty_plain_steps(
     ours, plain = workbench_of(), workbench_of("eager")
     batches = [[ours.sample(2 * turn, 2), ours.sample(2 * turn + 1, 1)] for turn in range(4)]
     training = TrainingSection(output_dir=Path("unused"), learning_rate=3e-4, lr_scheduler_type="constant")
-    optimizer = StepOptimizer(ours.loaded.model, training, 50)
+    optimizer = StepOptimizer(ours.loaded, training, 50)
     learner = Learner(ours.loaded, optimizer, pad_token_id=ours.tokenizer.pad_token_id)
     objective = Expectation(LastPass(WEIGHTS, ours.coordinate_ids), 2)
     parameters = list(plain.loaded.model.parameters())
@@ -271,7 +262,7 @@ def test_a_flat_pack_on_a_gpu_has_the_gradient_of_padded_rows_on_a_cpu(
     exact, fast = workbench_of(), workbench_of(attn_impl, dtype, device="cuda")
     samples, found = samples_of(exact), []
     for bench in (exact, fast):
-        optimizer = StepOptimizer(bench.loaded.model, TrainingSection(output_dir=Path("unused")), 1)
+        optimizer = StepOptimizer(bench.loaded, TrainingSection(output_dir=Path("unused")), 1)
         learner = Learner(bench.loaded, optimizer, pad_token_id=bench.tokenizer.pad_token_id)
         objective = Expectation(LastPass(WEIGHTS, bench.coordinate_ids.to(bench.loaded.device)), 2)
         learner.accumulate(learner.lay_out(pack_of(*samples)), objective, step_totals_of(*samples))

@@ -56,9 +56,8 @@ def batch(request: pytest.FixtureRequest, workbench: Any, pack_of: Callable[...,
     layout: Layout = request.param
     return collate(
         pack_of(workbench.sample(0, 3), workbench.sample(1, 0), workbench.sample(2, 1)),
-        image_token_id=workbench.loaded.image_token_id,
+        workbench.loaded,
         pad_token_id=workbench.tokenizer.pad_token_id,
-        merge_size=workbench.loaded.merge_size,
         layout=layout,
     )
 

@@ -45,7 +45,7 @@ class Run:
         self.loaded = load_model(base, dtype=dtype, device="cpu", tuner=tuner, seed=3, adapters=adapters)
         self.bench = bench
         training = TrainingSection(output_dir=folder, learning_rate=1e-2, vit_lr=1e-3)
-        self.optimizer = StepOptimizer(self.loaded.model, training, num_steps=6)
+        self.optimizer = StepOptimizer(self.loaded, training, num_steps=6)
         self.learner = Learner(self.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
         self.checkpoints = Checkpoints(self.loaded, self.optimizer, Guard(GuardSection()), training, "digest")
         self.progress = Progress(num_steps=6)

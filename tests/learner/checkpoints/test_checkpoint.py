@@ -36,7 +36,7 @@ class Trained:
             output_dir=folder, learning_rate=1e-3, optim="muon", lr_scheduler_type="linear", **keys
         )
         self.bench, self.training = bench, training
-        self.optimizer = StepOptimizer(bench.loaded.model, training, NUM_STEPS)
+        self.optimizer = StepOptimizer(bench.loaded, training, NUM_STEPS)
         self.learner = Learner(bench.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
         self.guard = Guard(GuardSection(window=2))
         self.checkpoints = Checkpoints(bench.loaded, self.optimizer, self.guard, training, "digest")
@@ -98,7 +98,7 @@ def test_optimizer_state_goes_where_a_fresh_optimizer_would_put_it(trained: Trai
     folder = trained.checkpoints.save(trained.progress)
     model = trained.bench.loaded.model.to(device)
     model.tie_weights()  # moving to the meta device unties
-    optimizer = StepOptimizer(model, trained.training, NUM_STEPS)
+    optimizer = StepOptimizer(trained.bench.loaded, trained.training, NUM_STEPS)
     resumed = Checkpoints(trained.bench.loaded, optimizer, trained.guard, trained.training, "digest")
     resumed.restore(folder)
     for each in optimizer.optimizers.values():

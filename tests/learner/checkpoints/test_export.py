@@ -46,7 +46,7 @@ def saved(checkpoint: Path, tmp_path: Path) -> Callable[..., tuple[LoadedModel, 
                 if parameter.requires_grad:
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         training = TrainingSection(output_dir=tmp_path / "run", save_only_model=True)
-        optimizer, guard = StepOptimizer(loaded.model, training, 1), Guard(GuardSection())
+        optimizer, guard = StepOptimizer(loaded, training, 1), Guard(GuardSection())
         checkpoints = Checkpoints(loaded, optimizer, guard, training, "digest")
         return loaded, checkpoints.save(Progress(num_steps=1, step=1))
 

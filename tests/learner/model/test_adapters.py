@@ -12,13 +12,13 @@ from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
 from learner.families.load import load_model
 from learner.model.adapters import adapted_layers
-from learner.model.freeze import part_of
 from learner.model.loaded import LoadedModel
 from learner.model.tiny import build_tiny
 from learner.packing.collate import collate
 from shared.config.stage2 import Stage2Section
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
+from shared.families.qwen3_vl import QWEN3_VL
 
 LAYER = "model.language_model.layers.0"
 NUM_LINEAR = {"llm": 4 * 7, "vit": 2 * 4, "aligner": 2 * 2}
@@ -40,7 +40,7 @@ def trained(loaded: LoadedModel) -> set[str]:
 
 def test_all_linear_means_every_linear_layer_but_the_head(load: Callable[..., LoadedModel]) -> None:
     loaded = load()
-    parts = [part_of(name) for name in adapted_layers(loaded.model)]
+    parts = [QWEN3_VL.part_of(name) for name in adapted_layers(loaded.model)]
     assert {part: parts.count(part) for part in NUM_LINEAR} == NUM_LINEAR
     assert type(loaded.model.get_output_embeddings()) is torch.nn.Linear
     assert all(".lora_" in name for name in trained(loaded))
@@ -48,7 +48,7 @@ def test_all_linear_means_every_linear_layer_but_the_head(load: Callable[..., Lo
 
 @pytest.mark.parametrize("part", ["llm", "vit", "aligner"])
 def test_a_frozen_part_gets_no_adapters(load: Callable[..., LoadedModel], part: str) -> None:
-    parts = [part_of(name) for name in adapted_layers(load(**{f"freeze_{part}": True}).model)]
+    parts = [QWEN3_VL.part_of(name) for name in adapted_layers(load(**{f"freeze_{part}": True}).model)]
     assert {each: parts.count(each) for each in NUM_LINEAR} == NUM_LINEAR | {part: 0}
 
 
@@ -150,11 +150,5 @@ def test_holding_the_base_in_bfloat16_changes_no_loss(
 
 
 def loss_of(loaded: LoadedModel, objective: Any, pack: Any, totals: Any, bench: Any) -> float:
-    batch = collate(
-        pack,
-        image_token_id=loaded.image_token_id,
-        pad_token_id=bench.tokenizer.pad_token_id,
-        merge_size=loaded.merge_size,
-        layout=loaded.layout,
-    )
+    batch = collate(pack, loaded, pad_token_id=bench.tokenizer.pad_token_id, layout=loaded.layout)
     return objective(loaded, batch, totals).total.item()

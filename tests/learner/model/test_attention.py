@@ -55,13 +55,7 @@ def test_loss_and_gradients_are_those_of_attention_by_matrix_products(
         bench = workbench_of(dtype=dtype)
         bench.loaded.model.set_attn_implementation(implementation)
         samples = [bench.sample(0, 2), bench.sample(1, 3, grid=(1, 4, 8)), bench.sample(2, 1)]
-        batch = collate(
-            pack_of(*samples),
-            image_token_id=bench.loaded.image_token_id,
-            pad_token_id=bench.tokenizer.pad_token_id,
-            merge_size=bench.loaded.merge_size,
-            layout=layout,
-        )
+        batch = collate(pack_of(*samples), bench.loaded, pad_token_id=bench.tokenizer.pad_token_id, layout=layout)
         terms = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)(
             bench.loaded, batch, step_totals_of(*samples)
         )

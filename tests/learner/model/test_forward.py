@@ -26,13 +26,9 @@ ATTENTIONS = [
 
 def scores_by_target(bench: Any, pack: Any, layout: Layout) -> list[Tensor]:
     """The logits of each target's supervised tokens."""
-    batch = collate(
-        pack,
-        image_token_id=bench.loaded.image_token_id,
-        pad_token_id=bench.tokenizer.pad_token_id,
-        merge_size=bench.loaded.merge_size,
-        layout=layout,
-    ).to(bench.loaded.device)
+    batch = collate(pack, bench.loaded, pad_token_id=bench.tokenizer.pad_token_id, layout=layout).to(
+        bench.loaded.device
+    )
     with torch.no_grad():
         images = encode_images(bench.loaded, batch)
         hidden = hidden_states(bench.loaded, batch, embed(bench.loaded, batch, images), images)

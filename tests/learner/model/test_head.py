@@ -21,9 +21,8 @@ HIDDEN = 128
 def batch(workbench: Any, pack_of: Any) -> PackedBatch:
     return collate(
         pack_of(workbench.sample(0, 3), workbench.sample(1, 0), workbench.sample(2, 1)),
-        image_token_id=workbench.loaded.image_token_id,
+        workbench.loaded,
         pad_token_id=workbench.tokenizer.pad_token_id,
-        merge_size=2,
         layout="rows",
     )
 

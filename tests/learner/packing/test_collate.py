@@ -3,41 +3,23 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from learner.model.batch import Layout, PackedBatch
-from learner.packing.collate import collate, rope_positions
+from learner.packing.collate import collate
 from shared.errors import DataError
-
-IMAGE = 9
 
 
 def collated(bench: Any, pack: Any, layout: Layout) -> PackedBatch:
-    return collate(
-        pack,
-        image_token_id=bench.loaded.image_token_id,
-        pad_token_id=bench.tokenizer.pad_token_id,
-        merge_size=bench.loaded.merge_size,
-        layout=layout,
-    )
+    return collate(pack, bench.loaded, pad_token_id=bench.tokenizer.pad_token_id, layout=layout)
 
 
-@pytest.mark.parametrize("grid", [(1, 2, 2), (1, 8, 8), (1, 4, 12), (1, 16, 2)])
-def test_rope_positions_are_the_models_own(workbench: Any, grid: tuple[int, int, int]) -> None:
-    sample = workbench.sample(1, 2, grid=grid)
-    ids = torch.tensor([sample.target.token_ids])
-    types = (ids == workbench.loaded.image_token_id).int()
-    expected, _ = workbench.loaded.model.model.get_rope_index(ids, types, image_grid_thw=torch.tensor([grid]))
-    found = rope_positions(ids[0].numpy(), grid, workbench.loaded.image_token_id, 2, "made:1")
-    np.testing.assert_array_equal(found, expected[:, 0])
-
-
-@pytest.mark.parametrize("ids", [[1, 2], [IMAGE] * 3, [IMAGE, IMAGE, 1, IMAGE, IMAGE], [IMAGE] * 5])
-def test_placeholders_that_do_not_fit_the_image_are_an_error_with_both_numbers(ids: list[int]) -> None:
-    with pytest.raises(DataError, match=rf"cats:7: .* run of 4 .* holds {ids.count(IMAGE)}"):
-        rope_positions(np.array(ids), (1, 4, 4), IMAGE, 2, "cats:7")
+def test_a_target_that_does_not_fit_its_image_is_named(workbench: Any, pack_of: Any) -> None:
+    sample = workbench.sample(7, 1, grid=(1, 8, 8))
+    other = replace(sample, image=workbench.sample(7, 1, grid=(1, 4, 8)).image)
+    with pytest.raises(DataError, match=r"made:7: the image of \(1, 4, 8\) patches needs one run of 8 .* holds 16"):
+        collated(workbench, pack_of(other), "rows")
 
 
 @pytest.mark.parametrize("layout", ["rows", "flat"])

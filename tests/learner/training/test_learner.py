@@ -24,7 +24,7 @@ from shared.errors import NonFiniteLoss
 
 def learner_on(bench: Any, **keys: Any) -> Learner:
     training = TrainingSection(output_dir=Path("unused"), learning_rate=1e-3, lr_scheduler_type="constant", **keys)
-    optimizer = StepOptimizer(bench.loaded.model, training, 10)
+    optimizer = StepOptimizer(bench.loaded, training, 10)
     return Learner(
         bench.loaded, optimizer, pad_token_id=bench.tokenizer.pad_token_id, max_grad_norm=training.max_grad_norm
     )

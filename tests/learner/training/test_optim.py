@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from learner.families.load import load_model
-from learner.model.freeze import freeze, part_of
+from learner.model.freeze import freeze
 from learner.training.optim import MUON_LR_RATIO, StepOptimizer, parameter_groups
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError
+from shared.families.qwen3_vl import QWEN3_VL
 
 
 def training(**keys: Any) -> TrainingSection:
@@ -18,7 +19,7 @@ def training(**keys: Any) -> TrainingSection:
 
 def test_muon_takes_the_hidden_matrices_and_adamw_all_else(workbench: Any) -> None:
     model = workbench.loaded.model
-    groups = parameter_groups(model, training(optim="muon"))
+    groups = parameter_groups(workbench.loaded, training(optim="muon"))
     taken = {name: group for group in groups for name in group.names}
     assert taken.keys() == dict(model.named_parameters()).keys()
     assert sum(len(group.names) for group in groups) == len(taken)
@@ -29,7 +30,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_all_else(workbench: Any) -> No
 
 
 def test_vision_tower_and_merger_have_rates_of_their_own(workbench: Any) -> None:
-    groups = parameter_groups(workbench.loaded.model, training(optim="muon", vit_lr=0.001, aligner_lr=0.004))
+    groups = parameter_groups(workbench.loaded, training(optim="muon", vit_lr=0.001, aligner_lr=0.004))
     rates = {(group.optimizer, group.part): group.learning_rate for group in groups}
     assert rates["adamw", "llm"] == 0.002
     assert rates["adamw", "vit"] == 0.001
@@ -39,35 +40,35 @@ def test_vision_tower_and_merger_have_rates_of_their_own(workbench: Any) -> None
 
 def test_weight_decay_falls_on_matrices_only(workbench: Any) -> None:
     named = dict(workbench.loaded.model.named_parameters())
-    for group in parameter_groups(workbench.loaded.model, training(weight_decay=0.1)):
+    for group in parameter_groups(workbench.loaded, training(weight_decay=0.1)):
         assert {named[name].ndim >= 2 for name in group.names} == {group.weight_decay == 0.1}
 
 
 def test_the_rate_that_is_logged_is_the_language_models(workbench: Any) -> None:
     keys = training(optim="muon", vit_lr=0.001, aligner_lr=0.004)
-    assert StepOptimizer(workbench.loaded.model, keys, 10).learning_rate == 0.002
+    assert StepOptimizer(workbench.loaded, keys, 10).learning_rate == 0.002
 
 
 def test_adapters_have_the_rates_of_their_parts_and_magnitudes_do_not_decay(tiny_folder: Path) -> None:
     tuner = TunerSection(train_type="lora", use_dora=True)
-    model = load_model(str(tiny_folder), device="cpu", tuner=tuner).model
-    groups = parameter_groups(model, training(vit_lr=0.001, aligner_lr=0.004, weight_decay=0.1))
+    loaded = load_model(str(tiny_folder), device="cpu", tuner=tuner)
+    groups = parameter_groups(loaded, training(vit_lr=0.001, aligner_lr=0.004, weight_decay=0.1))
     rates = {"llm": 0.002, "vit": 0.001, "aligner": 0.004}
     assert {group.part: group.learning_rate for group in groups} == rates
     for group in groups:
-        assert {part_of(name) for name in group.names} == {group.part}
+        assert {QWEN3_VL.part_of(name) for name in group.names} == {group.part}
         assert all(("magnitude" in name) == (group.weight_decay == 0) for name in group.names)
     taken = {name for group in groups for name in group.names}
-    assert taken == {name for name, _ in model.named_parameters() if ".lora_" in name}
+    assert taken == {name for name, _ in loaded.model.named_parameters() if ".lora_" in name}
 
 
 def test_frozen_parts_are_in_no_group(workbench: Any) -> None:
     model = workbench.loaded.model
-    freeze(model, TunerSection(freeze_vit=True, freeze_aligner=True))
-    assert {group.part for group in parameter_groups(model, training())} == {"llm"}
-    freeze(model, TunerSection(freeze_llm=True, freeze_vit=True, freeze_aligner=True))
+    freeze(model, QWEN3_VL, TunerSection(freeze_vit=True, freeze_aligner=True))
+    assert {group.part for group in parameter_groups(workbench.loaded, training())} == {"llm"}
+    freeze(model, QWEN3_VL, TunerSection(freeze_llm=True, freeze_vit=True, freeze_aligner=True))
     with pytest.raises(ConfigError, match="nothing to train"):
-        StepOptimizer(model, training(), 10)
+        StepOptimizer(workbench.loaded, training(), 10)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_frozen_parts_are_in_no_group(workbench: Any) -> None:
 )
 def test_the_schedule_over_ten_steps(workbench: Any, kind: Any, factors: list[float]) -> None:
     keys = training(lr_scheduler_type=kind, warmup_ratio=0.2, lr_decay_ratio=0.4, optim="muon")
-    optimizer = StepOptimizer(workbench.loaded.model, keys, num_steps=10)
+    optimizer = StepOptimizer(workbench.loaded, keys, num_steps=10)
     rates, muon_rates = [], []
     for _ in factors:
         rates.append(optimizer.learning_rate / 0.002)

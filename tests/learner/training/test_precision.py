@@ -23,7 +23,7 @@ class Run:
             output_dir=Path("unused"), learning_rate=learning_rate, lr_scheduler_type="constant", max_grad_norm=0
         )
         self.bench, self.pack_of, self.totals_of = bench, pack_of, totals_of
-        self.optimizer = StepOptimizer(bench.loaded.model, training, 10)
+        self.optimizer = StepOptimizer(bench.loaded, training, 10)
         self.learner = Learner(bench.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
         self.objective = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)
 

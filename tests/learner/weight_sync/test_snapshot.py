@@ -17,6 +17,7 @@ from learner.weight_sync.publisher import Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights, with_fused_siblings
 from shared.config.training import TunerSection
 from shared.digest import file_digest
+from shared.families.qwen3_vl import QWEN3_VL
 from shared.wire import WEIGHTS_FILE
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
@@ -142,6 +143,6 @@ def test_weights_are_cast_once_to_the_type_the_base_is_held_in(adapted: Callable
 
 
 def test_fused_siblings_are_found_by_name() -> None:
-    assert with_fused_siblings({"a.k_proj", "b.up_proj", "c.o_proj"}) == {
+    assert with_fused_siblings({"a.k_proj", "b.up_proj", "c.o_proj"}, QWEN3_VL.fused) == {
         *("a.q_proj", "a.k_proj", "a.v_proj", "b.gate_proj", "b.up_proj", "c.o_proj")
     }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.model.freeze import part_of
+from shared.families.qwen3_vl import QWEN3_VL
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from learner.model.freeze import part_of
     ],
 )
 def test_parts_of_the_model_by_name(name: str, part: str) -> None:
-    assert part_of(name) == part
+    assert QWEN3_VL.part_of(name) == part

@@ -1,0 +1,1 @@
+"""What both processes know of each family of models, without loading one."""
