@@ -32,7 +32,7 @@ from benchmarks.measure import print_measure
 from benchmarks.two_processes import SIZES, run_as_child, servers, write_config
 from learner.model.tiny import build_tiny
 from rollout_server.engines.base import EngineAnswer, EngineRequest
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from rollout_server.settings import EngineName, ServerSettings, limits_for
 from shared.wire import InlineImage, RolloutBatch, RolloutSample, Sampling
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from rollout_server.engines.table import ENGINES
 from rollout_server.launch import serve, settings_from
 from shared.access import LAST_PORT
 from shared.config.load import load_config
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address to bind (vllm.server.host)")
     parser.add_argument("--port", type=_port, default=8000, help="0 = any free one")
     parser.add_argument("--model", help="checkpoint directory or hub id (model.model)")
-    parser.add_argument("--engine", choices=["vllm", "hf", "scripted"], help="decoding engine (rollout_backend)")
+    parser.add_argument("--engine", choices=list(ENGINES), help="decoding engine (rollout_backend)")
     parser.add_argument("--script", type=Path, help="the scripted engine's JSON file")
     parser.add_argument("--token-file", type=Path, help="file with the token (vllm.server.token_file)")
     parser.add_argument("--image-root", type=Path, help="folder that image paths lie under (vllm.server.image_root)")

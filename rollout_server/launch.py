@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from rollout_server.app import create_app
 from rollout_server.engines.base import Engine
+from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.access import check_token, read_token
 from shared.checkpoint_facts import base_model
@@ -53,22 +54,6 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
     )
 
 
-def build_engine(settings: ServerSettings) -> Engine:
-    """The engine that `settings` name; only its own libraries are imported.
-
-    Raises ConfigError for one whose libraries are not installed.
-    """
-    if settings.engine == "vllm":
-        from rollout_server.engines.vllm.engine import VllmEngine
-
-        return VllmEngine(settings)
-    if settings.engine == "hf":
-        from rollout_server.engines.hf.engine import HfEngine
-
-        return HfEngine(settings)
-    from rollout_server.engines.scripted import ScriptedEngine
-
-    return ScriptedEngine(settings)
 
 
 class _Server(uvicorn.Server):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from rollout_server.app import create_app
 from rollout_server.engines.base import Engine
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.listening import bound_socket
 

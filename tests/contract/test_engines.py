@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rollout_server.engines.base import Engine, EngineAnswer, EngineFailure, EngineRequest, EngineResult, WeightFile
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from rollout_server.settings import EngineName, ServerSettings, limits_for
 from rollout_server.weights.service import check_canary
 from shared.errors import EngineFailed

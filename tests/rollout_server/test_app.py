@@ -9,7 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from rollout_server.app import create_app
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from shared.probe import PUBLIC_PATHS
 from shared.wire import ErrorBody, ServerInfo
 

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 from learner.plan.progress import Progress
 from learner.reporting.metrics_server import MetricsServer, probed_app
 from rollout_server.app import create_app
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from rollout_server.openapi import openapi_document
 from shared.probe import PUBLIC_PATHS
 

@@ -20,7 +20,7 @@ from learner.reporting.collapse_guard import Guard
 from learner.training.optim import StepOptimizer
 from learner.types import RolloutRequest
 from rollout_server.engines.base import EngineAnswer, EngineRequest
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.config.stage2 import GuardSection
 from shared.config.training import TrainingSection, TunerSection

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rollout_server.engines import prompt_rules
 from rollout_server.engines.base import Engine, EngineAnswer, EngineRequest, WeightFile
-from rollout_server.launch import build_engine
+from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import WeightSyncFailed
 from shared.wire import RepeatTerminate

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from rollout_server.engines.table import build_engine
 from rollout_server.engines.vllm import environment
 from rollout_server.engines.vllm.environment import check_version, prepare_environment
-from rollout_server.launch import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ConfigError
 
