@@ -54,8 +54,6 @@ def settings_from(config: Config, options: argparse.Namespace) -> ServerSettings
     )
 
 
-
-
 class _Server(uvicorn.Server):
     """uvicorn that cuts open streams when it is told to end, instead of waiting for them."""
 

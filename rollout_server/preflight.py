@@ -47,7 +47,7 @@ def engine(config: Config) -> str:
 
 
 def served_model(config: Config, model: Path) -> str:
-    """Whether the checkpoint is one of Qwen3-VL, with positions for the longest prompt and answer."""
+    """Whether the checkpoint is of a known family, with positions for the longest prompt and answer."""
     length = config.max_model_len
     read_rules(str(model), limits_for(length, config.rollout.vllm.max_num_seqs))
     text = orjson.loads((model / "config.json").read_bytes()).get("text_config", {})

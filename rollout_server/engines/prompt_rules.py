@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rollout_server.engines.base import EngineRequest, SampleRejected
 from shared.errors import ConfigError
+from shared.families.table import facts_of
 from shared.wire import Sampling, ServerLimits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -119,11 +120,13 @@ class PromptRules:
 
 
 def read_rules(model: str, limits: ServerLimits, min_pixels: int | None = None) -> PromptRules:
-    """The rules of the checkpoint in directory `model`, from its JSON files; raises ConfigError without them.
+    """The rules of the checkpoint in directory `model`, from its JSON files.
 
-    `min_pixels` replaces that of the image processor.
+    Raises ConfigError without them, and for a checkpoint of no known family. `min_pixels` replaces that of the image
+    processor.
     """
     config, processor = _json_of(model, "config.json"), _json_of(model, "preprocessor_config.json")
+    facts = facts_of(config.get("model_type"), model)
     try:
         return PromptRules(
             vocab_size=config["text_config"]["vocab_size"],
@@ -137,7 +140,7 @@ def read_rules(model: str, limits: ServerLimits, min_pixels: int | None = None) 
             limits=limits,
         )
     except KeyError as error:
-        raise ConfigError(f"model.model {model} is not a Qwen3-VL checkpoint: {error} is missing") from error
+        raise ConfigError(f"model.model {model} lacks {error}, which a {facts.model_type} checkpoint has") from error
 
 
 def _json_of(model: str, name: str) -> Any:

@@ -73,7 +73,7 @@ def test_a_server_that_cannot_load_its_model_gives_3_and_its_reason(
     run = start("up", f"config={bare_config}", "server_port=0", f"model.model={other}")
     assert run.end() == 3, run.told
     assert "server-0.log" in run.told
-    assert f"model.model {other} is a qwen2_vl; the hf engine decodes qwen3_vl" in run.told.replace("\n", "")
+    assert f"model.model: {other} is a qwen2_vl checkpoint; give one of qwen3_vl" in run.told.replace("\n", "")
     assert not (run.folder / "learner.log").exists()
     assert run.pids() == []
 

@@ -78,7 +78,10 @@ def test_a_checkpoint_of_another_kind_is_told(found, checkpoint: Path, tmp_path:
     config = json.loads((other / "config.json").read_text())
     del config["image_token_id"]
     (other / "config.json").write_text(json.dumps(config))
-    assert "not a Qwen3-VL checkpoint" in found(f"model.model={other}")["server model"].reason
+    reason = found(f"model.model={other}")["server model"].reason
+    assert "lacks 'image_token_id', which a qwen3_vl checkpoint has" in reason
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+    assert "is a llava checkpoint; give one of qwen3_vl" in found(f"model.model={other}")["server model"].reason
 
 
 def test_an_open_address_needs_a_token(found, tmp_path: Path) -> None:

@@ -1,83 +1,21 @@
 """Continuous batching on the transformers model itself: rows join by a prefill, step together, leave when done."""
 
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rollout_server.engines.base import EngineAnswer, EngineRequest
+from rollout_server.engines.cache_sizes import CacheSizes
 from rollout_server.engines.hf.cache import PrefillView, RowCache, StepView
-from rollout_server.engines.hf.prompt import Prompt
+from rollout_server.engines.hf.families.family import DecodedFamily
+from rollout_server.engines.hf.row import Row
 from rollout_server.engines.hf.sampling import BatchSampler, Choice
-from rollout_server.engines.stopping import StopRule
-from shared.wire import FinishReason
 
 MAX_PREFILL_TOKENS = 16384
 """Padded tokens of one prefill: bounds its memory."""
-
-
-class Row:
-    """One answer on its way. `cancelled` may be set from any thread; all else belongs to the decoding thread."""
-
-    def __init__(
-        self,
-        request: EngineRequest,
-        prompt: Prompt,
-        stop_rule: StopRule,
-        deliver: Callable[[EngineAnswer], None],
-    ) -> None:
-        self.prompt = prompt
-        self.sampling = request.sampling
-        self.wants_logprobs = request.return_logprobs
-        self.rng = random.Random(request.seed)
-        self.cancelled = False
-        self.token_ids: list[int] = []
-        self.started_at = 0.0
-        self._first_token_at = 0.0
-        self._request = request
-        self._logprobs: list[float] = []
-        self._stop_rule = stop_rule
-        self._deliver = deliver
-
-    @property
-    def num_cached(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the last one chosen."""
-        return self.prompt.num_tokens + len(self.token_ids) - 1
-
-    @property
-    def num_reserved(self) -> int:
-        return self.prompt.num_tokens + self.sampling.max_new_tokens
-
-    def seen_token_ids(self) -> Sequence[int]:
-        return [*self.prompt.token_ids.tolist(), *self.token_ids]
-
-    def add(self, token_id: int, logprob: float | None) -> FinishReason | None:
-        """Append a token; returns why the answer ends with it, or None."""
-        self._first_token_at = self._first_token_at or time.monotonic()
-        self.token_ids.append(token_id)
-        if logprob is not None:
-            self._logprobs.append(logprob)
-        return self._stop_rule.after(self.token_ids)
-
-    def finish(self, reason: FinishReason) -> None:
-        """Hand the answer over."""
-        self._deliver(
-            EngineAnswer(
-                uid=self._request.uid,
-                token_ids=tuple(self.token_ids),
-                finish_reason=reason,
-                num_prompt_tokens=self.prompt.num_tokens,
-                image_grid=self.prompt.image_grid,
-                token_logprobs=tuple(self._logprobs) if self.wants_logprobs else None,
-                started_at=self.started_at,
-                first_token_at=self._first_token_at,
-                finished_at=time.monotonic(),
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -93,16 +31,16 @@ class _Front:
 class DecodeBatch:
     """The rows that are decoded together. Row i of every tensor is `rows[i]`."""
 
-    def __init__(self, model: Any, max_rows: int) -> None:
+    def __init__(self, model: Any, family: DecodedFamily, max_rows: int) -> None:
         text = model.config.text_config
+        sizes = CacheSizes.of(text)
         self._model = model
+        self._family = family
         self._language_model = model.model.language_model
         self._device: torch.device = model.device
         self._vocab_size: int = text.vocab_size
         self._max_rows = max_rows
-        self._cache = RowCache(
-            text.num_hidden_layers, text.num_key_value_heads, text.head_dim, model.dtype, self._device
-        )
+        self._cache = RowCache(sizes.num_layers, sizes.num_heads, sizes.head_dim, model.dtype, self._device)
         self.rows: list[Row] = []
         self.generated_tokens = 0
         self._front: _Front | None = None
@@ -157,34 +95,27 @@ class DecodeBatch:
         prompts = [row.prompt for row in group]
         lengths = [prompt.num_tokens for prompt in prompts]
         token_ids = torch.zeros(len(group), max(lengths), dtype=torch.long)
-        positions = torch.zeros(3, len(group), max(lengths), dtype=torch.long)
+        positions = torch.zeros(self._family.num_axes, len(group), max(lengths), dtype=torch.long)
         for index, prompt in enumerate(prompts):
             token_ids[index, : prompt.num_tokens] = prompt.token_ids
             positions[:, index, : prompt.num_tokens] = prompt.positions
         token_ids = token_ids.to(self._device)
         embeds = self._model.get_input_embeddings()(token_ids)
-        visual = {}
+        images: dict[str, Any] = {}
         pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
         if pixels:
-            image_mask = token_ids == self._model.config.image_token_id
+            placeholders = token_ids == self._model.config.image_token_id
             grids = torch.tensor([grid for prompt in prompts for grid in prompt.image_grid], device=self._device)
-            features, deepstack = self._image_features(torch.cat(pixels).to(self._device), grids)
-            embeds[image_mask] = features.to(embeds.dtype)
-            visual = {"visual_pos_masks": image_mask, "deepstack_visual_embeds": deepstack}
+            patches = torch.cat(pixels).to(self._device)
+            images = self._family.fill_images(self._model, embeds, placeholders, patches, grids)
         hidden: Tensor = self._language_model(
             inputs_embeds=embeds,
             position_ids=positions.to(self._device),
             past_key_values=view,
             use_cache=True,
-            **visual,
+            **images,
         ).last_hidden_state
         return hidden
-
-    def _image_features(self, pixels: Tensor, grids: Tensor) -> tuple[Tensor, list[Tensor]]:
-        output = self._model.model.get_image_features(pixels, grids, return_dict=True)
-        # transformers splits the deepstack features by image from 5.2x on; before, they are whole.
-        deepstack = [part if isinstance(part, Tensor) else torch.cat(part) for part in output.deepstack_features]
-        return torch.cat(output.pooler_output), deepstack
 
     def _gathered(self) -> _Front:
         return _Front(
@@ -203,7 +134,7 @@ class DecodeBatch:
         hidden = self._language_model(
             inputs_embeds=self._model.get_input_embeddings()(front.token_ids[:, None]),
             attention_mask=visible[:, None, None],
-            position_ids=(front.columns + front.deltas)[None, :, None].expand(3, -1, -1),
+            position_ids=(front.columns + front.deltas)[None, :, None].expand(self._family.num_axes, -1, -1),
             past_key_values=StepView(self._cache, front.columns, width),
             use_cache=True,
         ).last_hidden_state

@@ -1,7 +1,7 @@
 """Keys and values of the rows that are being decoded, preallocated and left-aligned.
 
 A row's token t stands at column t, whatever the other rows' lengths are, so a row that joins or leaves moves nobody.
-The two views speak the part of transformers' cache protocol that Qwen3-VL's language model uses.
+The two views speak the part of transformers' cache protocol that decoders use.
 """
 
 from typing import Any

@@ -2,22 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from rollout_server.engines.base import ModelTensors
+from rollout_server.engines.hf.families.family import DecodedFamily
+from rollout_server.engines.hf.families.table import FAMILIES
 from rollout_server.settings import ServerSettings
 from shared.errors import ConfigError, WeightSyncFailed
-
-MODEL_TYPE = "qwen3_vl"
+from shared.families.table import facts_of
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded Qwen3-VL model with its image processor and tokenizer."""
+    """A loaded model of some family with its image processor and tokenizer."""
 
+    family: DecodedFamily
     model: Any
     image_processor: Any
     tokenizer: Any
@@ -32,12 +35,10 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
     """Load what `settings.model` names, ready to decode.
 
     `dtype` auto is float32 on a CPU, where it decodes faster, and the checkpoint's own on a GPU. Raises ConfigError
-    for a directory without a model or for a model of another kind.
+    for a directory without a model and for a model of no known family.
     """
     # Imported here so that the server answers its probes while these seconds pass.
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -46,17 +47,16 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
     pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
     given = {name: value for name, value in pixels.items() if value is not None}
     try:
-        found = AutoConfig.from_pretrained(settings.model).model_type
-        if found != MODEL_TYPE:
-            raise ConfigError(f"model.model {settings.model} is a {found}; the hf engine decodes {MODEL_TYPE}")
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
+        facts = facts_of(AutoConfig.from_pretrained(settings.model).model_type, settings.model)
+        model = resolve_name(facts.transformers_class).from_pretrained(
             settings.model,
             dtype=dtype,
             attn_implementation="sdpa" if settings.attn_impl == "auto" else settings.attn_impl,
         )
         return Checkpoint(
+            family=FAMILIES[facts.model_type],
             model=model.to(device).eval(),
-            image_processor=Qwen2VLImageProcessorPil.from_pretrained(settings.model, **given),
+            image_processor=resolve_name(facts.image_processor).from_pretrained(settings.model, **given),
             tokenizer=AutoTokenizer.from_pretrained(settings.model),
         )
     except (OSError, ValueError, SafetensorError) as error:

@@ -26,9 +26,10 @@ from rollout_server.engines.base import (
     SampleRejected,
     WeightSource,
 )
-from rollout_server.engines.hf.batch import DecodeBatch, Row
+from rollout_server.engines.hf.batch import DecodeBatch
 from rollout_server.engines.hf.checkpoint import Checkpoint, load_checkpoint, replace_weights, tensors_of
 from rollout_server.engines.hf.prompt import PromptBuilder
+from rollout_server.engines.hf.row import Row
 from rollout_server.engines.stopping import StopRule
 from rollout_server.settings import ServerSettings
 from shared.errors import EngineFailed
@@ -39,7 +40,7 @@ ResultSender = MemoryObjectSendStream[EngineResult]
 
 
 class HfEngine:
-    """Engine (see base.py) over a transformers Qwen3-VL checkpoint, on a GPU if there is one, else on the CPU."""
+    """Engine (see base.py) over a transformers model, on a GPU if there is one, else on the CPU."""
 
     name = "hf"
     capabilities: tuple[str, ...] = ("logprobs", "object_limit")
@@ -56,8 +57,10 @@ class HfEngine:
 
     async def start(self) -> None:
         checkpoint = await self._on_thread(lambda: load_checkpoint(self._settings))
-        self._prompts = PromptBuilder(checkpoint.model, checkpoint.image_processor, self._settings.limits)
-        self._batch = DecodeBatch(checkpoint.model, self._settings.limits.max_num_seqs)
+        self._prompts = PromptBuilder(
+            checkpoint.model, checkpoint.family, checkpoint.image_processor, self._settings.limits
+        )
+        self._batch = DecodeBatch(checkpoint.model, checkpoint.family, self._settings.limits.max_num_seqs)
         self._checkpoint = checkpoint
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""From a request to what the model takes: placeholders expanded, images as patches, multimodal positions."""
+"""From a request to what the model takes: placeholders expanded, images as patches, rotary positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from rollout_server.engines.base import EngineRequest
+from rollout_server.engines.hf.families.family import DecodedFamily
 from rollout_server.engines.prompt_rules import Grid, PromptRules
 from shared.wire import ServerLimits
 
@@ -19,7 +20,7 @@ class Prompt:
     """A prompt ready for prefill, on the CPU.
 
     `token_ids` [length] holds one placeholder a merged patch, `pixel_values` is [patches, patch_dim] or None,
-    `positions` [3, length] are m-rope's (t, h, w). Token i of the answer stands at position length + i + `delta`.
+    `positions` are [axes, length]. Token i of the answer stands at position length + i + `delta`.
     """
 
     token_ids: Tensor
@@ -36,8 +37,9 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts as transformers' own processor would; touches no weights, so any thread may call it."""
 
-    def __init__(self, model: Any, image_processor: Any, limits: ServerLimits) -> None:
+    def __init__(self, model: Any, family: DecodedFamily, image_processor: Any, limits: ServerLimits) -> None:
         self._model = model
+        self._family = family
         self._processor = image_processor
         self._rules = PromptRules(
             vocab_size=model.config.text_config.vocab_size,
@@ -75,10 +77,5 @@ class PromptBuilder:
 
     def _positions(self, token_ids: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, int]:
         if not grids:
-            return torch.arange(len(token_ids)).expand(3, -1), 0
-        positions, deltas = self._model.model.get_rope_index(
-            token_ids[None],
-            mm_token_type_ids=(token_ids == self._rules.image_token_id).int()[None],
-            image_grid_thw=torch.tensor(grids),
-        )
-        return positions[:, 0], int(deltas[0, 0])
+            return torch.arange(len(token_ids)).expand(self._family.num_axes, -1), 0
+        return self._family.positions(self._model, token_ids, grids)

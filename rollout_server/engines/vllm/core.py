@@ -5,10 +5,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import count
+from typing import Any
 
 import anyio
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.loggers import StatLoggerBase
 
 from rollout_server.engines.base import (
     EngineAnswer,
@@ -21,10 +23,8 @@ from rollout_server.engines.base import (
     WeightSource,
 )
 from rollout_server.engines.prompt_rules import read_rules
-from rollout_server.engines.vllm.answer import FINISH_REASONS, GrowingAnswer
-from rollout_server.engines.vllm.meter import TokenMeter
 from rollout_server.engines.vllm.prompt import PromptRenderer, RenderedPrompt
-from rollout_server.engines.vllm.sampling import sampling_params
+from rollout_server.engines.vllm.sampling import FINISH_REASONS, GrowingAnswer, sampling_params
 from rollout_server.engines.vllm.start import start
 from rollout_server.engines.vllm.tensors import checkpoint_tensors
 from rollout_server.settings import ServerSettings
@@ -33,6 +33,21 @@ from shared.errors import EngineFailed, WeightSyncFailed
 from shared.streams import task_group
 
 WATCH_INTERVAL_S = 0.1
+
+
+class TokenMeter(StatLoggerBase):
+    """All tokens generated so far, those of unfinished answers too, by the statistics that vLLM makes at each step."""
+
+    def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
+        self.generated_tokens = 0
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *others: Any, **more: Any) -> None:
+        """Called by vLLM on the event loop, once a step."""
+        if iteration_stats is not None:
+            self.generated_tokens += iteration_stats.num_generation_tokens
+
+    def log_engine_initialized(self) -> None:
+        pass
 
 
 class VllmCore:
@@ -53,11 +68,10 @@ class VllmCore:
         self._tensors = ModelTensors({})
 
     async def settle(self) -> None:
-        """Tell the workers whose they are, and ask how they keep their weights."""
+        """Tell the workers whose they are, and work out what a weight update holds."""
         async with self._while_alive():
             await self._llm.collective_rpc("end_with_server", args=(os.getpid(),))
-            packed = (await self._llm.collective_rpc("packed_modules"))[0]
-        self._tensors = await anyio.to_thread.run_sync(checkpoint_tensors, self._folder, packed)
+        self._tensors = await anyio.to_thread.run_sync(checkpoint_tensors, self._folder)
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -1,4 +1,4 @@
-"""From the wire's sampling to vLLM's, and which endings vLLM finds by itself.
+"""From the wire's sampling to vLLM's, and the endings: which of them vLLM finds by itself, and which are watched.
 
 vLLM stops at the stop ids, at the length and, if the answer repeats itself, at one pattern length. What it cannot
 express is watched by `StopRule` on the tokens as they arrive, a few late, and cut back to where the rule ends the
@@ -6,15 +6,21 @@ answer.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, get_args
 
 from vllm import SamplingParams
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
 from rollout_server.engines.base import EngineRequest
-from shared.wire import RepeatTerminate
+from rollout_server.engines.stopping import StopRule
+from shared.wire import FinishReason, RepeatTerminate
 
 WATCH_INTERVAL = 16
 """Tokens between two looks at an answer that is watched: each look costs the event loop some microseconds."""
+
+FINISH_REASONS: dict[str | None, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
+"""vLLM's words for the endings are ours; it has others for what is no answer."""
 
 
 def sampling_params(request: EngineRequest) -> SamplingParams:
@@ -36,6 +42,34 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         output_kind=RequestOutputKind.DELTA if is_watched(sampling.repeat_terminate) else RequestOutputKind.FINAL_ONLY,
         stream_interval=WATCH_INTERVAL,
     )
+
+
+class GrowingAnswer:
+    """One answer, from the pieces that vLLM delivers; never more tokens of them than `StopRule` lets through."""
+
+    def __init__(self, request: EngineRequest, text_of: Callable[[int], str]) -> None:
+        self.token_ids: list[int] = []
+        self._logprobs: list[float] | None = [] if request.return_logprobs else None
+        self._rule = StopRule(request.sampling, text_of) if is_watched(request.sampling.repeat_terminate) else None
+
+    @property
+    def token_logprobs(self) -> tuple[float, ...] | None:
+        return None if self._logprobs is None else tuple(self._logprobs[: len(self.token_ids)])
+
+    def add(self, piece: Any) -> str | None:
+        """Append the new tokens of `piece`, a CompletionOutput; returns why the answer ends with them, or None."""
+        if self._logprobs is not None and piece.logprobs is not None:
+            chosen = zip(piece.token_ids, piece.logprobs, strict=True)
+            self._logprobs.extend(by_token[token_id].logprob for token_id, by_token in chosen)
+        finish_reason: str | None = piece.finish_reason
+        if self._rule is None:
+            self.token_ids.extend(piece.token_ids)
+            return finish_reason
+        for token_id in piece.token_ids:
+            self.token_ids.append(token_id)
+            if reason := self._rule.after(self.token_ids):
+                return reason
+        return finish_reason
 
 
 def repetition_detection(limits: RepeatTerminate | None) -> RepetitionDetectionParams | None:

@@ -7,30 +7,33 @@ from a thread that never ran a parallel torch operation (the child would wait fo
 
 import math
 import os
+from pkgutil import resolve_name
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
 
-from rollout_server.engines.vllm.meter import TokenMeter
+from rollout_server.engines.cache_sizes import CacheSizes
 from rollout_server.settings import ServerSettings
 from shared.errors import ConfigError, EngineFailed
+from shared.families.facts import FamilyFacts
+from shared.families.table import facts_in
 
-ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 CPU_BLOCK_SIZE = 32
 MAX_CPU_CACHE_BYTES = 2**32
 ITEM_BYTES = {"float32": 4}
 """Of keys and values; 2 for every other type."""
 
 
-def start(settings: ServerSettings, folder: str, meter: TokenMeter) -> AsyncLLM:
+def start(settings: ServerSettings, folder: str, meter: StatLoggerBase) -> AsyncLLM:
     """Start vLLM's engine with the checkpoint in `folder`; `meter` is told of each of its steps.
 
     Raises ConfigError for arguments that vLLM refuses and EngineFailed when its process does not come up.
     """
     if current_platform.is_cpu():
-        _import_model()
+        _import_model(facts_in(folder))
     try:
         config = AsyncEngineArgs(**engine_arguments(settings, folder)).create_engine_config()
     except (ValueError, OSError) as error:
@@ -43,13 +46,12 @@ def start(settings: ServerSettings, folder: str, meter: TokenMeter) -> AsyncLLM:
         raise EngineFailed(f"vLLM's engine did not start: {error}; its own log lines are above") from error
 
 
-def _import_model() -> None:
+def _import_model(facts: FamilyFacts) -> None:
     """Import what the engine core will need and name the model's class, or vLLM starts a process to look at it."""
     import vllm.v1.worker.cpu_worker  # noqa: F401
-    from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
     from vllm.model_executor.models.registry import ModelRegistry
 
-    ModelRegistry.register_model(ARCHITECTURE, Qwen3VLForConditionalGeneration)
+    ModelRegistry.register_model(facts.architecture, resolve_name(facts.vllm_class))
 
 
 def engine_arguments(settings: ServerSettings, folder: str) -> dict[str, Any]:
@@ -94,7 +96,6 @@ def _cache_bytes(settings: ServerSettings, folder: str, item_bytes: int) -> int:
     """Room for the keys and values of every sequence at its longest, or as much as is reasonable."""
     from transformers import AutoConfig
 
-    text = AutoConfig.from_pretrained(folder).text_config
+    sizes = CacheSizes.of(AutoConfig.from_pretrained(folder).text_config)
     blocks = 1 + settings.limits.max_num_seqs * math.ceil(settings.limits.max_model_len / CPU_BLOCK_SIZE)
-    token_bytes: int = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * item_bytes
-    return min(blocks * CPU_BLOCK_SIZE * token_bytes, MAX_CPU_CACHE_BYTES)
+    return min(blocks * CPU_BLOCK_SIZE * sizes.values_per_token * item_bytes, MAX_CPU_CACHE_BYTES)

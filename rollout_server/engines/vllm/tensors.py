@@ -2,22 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pkgutil import resolve_name
 
 import torch
 
 from rollout_server.engines.base import ModelTensors
+from shared.families.table import facts_in
 
 
-def checkpoint_tensors(folder: str, packed_modules: Sequence[Sequence[str]]) -> ModelTensors:
-    """What a full update of the Qwen3-VL checkpoint in `folder` holds; no memory is taken for its values.
-
-    `packed_modules` are the modules that vLLM keeps as one, such as `("q_proj", "k_proj", "v_proj")`.
-    """
+def checkpoint_tensors(folder: str) -> ModelTensors:
+    """What a full update of the checkpoint in `folder` holds; no memory is taken for its values."""
     from transformers import AutoConfig
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 
+    facts = facts_in(folder)
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(folder))
+        model = resolve_name(facts.transformers_class)(AutoConfig.from_pretrained(folder))
     model.tie_weights()
     shapes: dict[str, tuple[int, ...]] = {}
     tied: dict[str, str] = {}
@@ -28,16 +27,16 @@ def checkpoint_tensors(folder: str, packed_modules: Sequence[Sequence[str]]) -> 
             shapes[name] = tuple(tensor.shape)
         else:
             tied[name] = source
-    return ModelTensors(shapes, tied, fused_groups(shapes, packed_modules))
+    return ModelTensors(shapes, tied, fused_groups(shapes, facts.fused))
 
 
-def fused_groups(names: Iterable[str], packed_modules: Sequence[Sequence[str]]) -> tuple[frozenset[str], ...]:
-    """The sets of `names` that stand in one tensor of the engine."""
+def fused_groups(names: Iterable[str], fused: Sequence[Sequence[str]]) -> tuple[frozenset[str], ...]:
+    """The sets of `names` that stand in one tensor of the engine; `fused` as in FamilyFacts."""
     groups: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
     for name in names:
         path, _, tensor = name.rpartition(".")
         parent, _, module = path.rpartition(".")
-        for index, packed in enumerate(packed_modules):
-            if module in packed:
+        for index, siblings in enumerate(fused):
+            if module in siblings:
                 groups[parent, index, tensor].add(name)
     return tuple(frozenset(group) for group in groups.values() if len(group) > 1)

@@ -42,11 +42,6 @@ class WorkerExtension:
         descriptor = os.pidfd_open(server_pid)
         threading.Thread(target=_end_when_gone, args=(descriptor,), name="server watch", daemon=True).start()
 
-    def packed_modules(self) -> list[list[str]]:
-        """The modules that the model keeps as one: `[["q_proj", "k_proj", "v_proj"], …]`."""
-        packed = self.get_model().packed_modules_mapping.values()
-        return [list(names) for names in packed if len(names) > 1]
-
     @torch.no_grad()
     def load_weights_file(self, path: str) -> str:
         """Replace the weights that the safetensors file at `path` names; returns why it failed, or nothing.

@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest, WeightFile
 from rollout_server.engines.hf.engine import HfEngine
+from rollout_server.engines.hf.families.table import FAMILIES
 from rollout_server.engines.hf.prompt import PromptBuilder
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ConfigError, EngineFailed, WeightSyncFailed
@@ -60,7 +61,7 @@ class Reference:
     def __init__(self, checkpoint: Path) -> None:
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
         processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
-        self.prompts = PromptBuilder(self.model, processor, limits_for(512, 1))
+        self.prompts = PromptBuilder(self.model, FAMILIES["qwen3_vl"], processor, limits_for(512, 1))
 
     def answer(self, request: EngineRequest) -> tuple[int, ...]:
         prompt, sampling = self.prompts.build(request), request.sampling
@@ -217,7 +218,9 @@ async def test_an_error_in_decoding_ends_the_engine_and_every_open_call(checkpoi
 
 
 @pytest.mark.parametrize("content", [None, '{"model_type": "bert"}'])
-async def test_a_directory_without_a_qwen3_vl_is_a_config_error(tmp_path: Path, content: str | None) -> None:
+async def test_a_directory_without_a_model_of_a_known_family_is_a_config_error(
+    tmp_path: Path, content: str | None
+) -> None:
     if content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"model\.model"):

@@ -1,0 +1,1 @@
+"""What is particular to each family of models when transformers decodes it."""
