@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def add_adapters(model: VisionLanguageModel, adapters: Adapters, seed: int) -> N
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(peft_config(adapters), model, ADAPTER)
+        inject_adapter_in_model(peft_config(adapters), cast(nn.Module, model), ADAPTER)
     for name in adapters.whole:
         model.get_submodule(name).requires_grad_(True)
 

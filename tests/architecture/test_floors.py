@@ -27,30 +27,22 @@ LIGHT = {
 """Modules, and the packages that a process does not hold once it has imported them."""
 
 
-UNDER_WAY: set[str] = set()
-"""Rooms that are still being built, and modules that are not light yet."""
-
-
-def marked(name: str, *more: object) -> object:
-    return pytest.param(name, *more, marks=[pytest.mark.xfail(strict=True)] if name in UNDER_WAY else [])
-
-
 def goes_down(arrow: Arrow) -> bool:
     here, there = arrow
     return floor_of(there) < floor_of(here)
 
 
-@pytest.mark.parametrize("package", map(marked, FLOORS))
+@pytest.mark.parametrize("package", FLOORS)
 def test_every_room_has_a_floor_and_every_floor_its_rooms(package: str) -> None:
     assert {f"{package}/{name}" for floor in FLOORS[package] for name in floor} == rooms_of(package)
 
 
-@pytest.mark.parametrize("package", map(marked, FLOORS))
+@pytest.mark.parametrize("package", FLOORS)
 def test_a_room_knows_lower_rooms_only(package: str) -> None:
     assert {arrow: drawn for arrow, drawn in arrows_of(package).items() if not goes_down(arrow)} == {}
 
 
-@pytest.mark.parametrize(("module", "heavy"), [marked(*each) for each in LIGHT.items()])
+@pytest.mark.parametrize(("module", "heavy"), LIGHT.items())
 def test_what_claims_to_be_light_is(module: str, heavy: frozenset[str]) -> None:
     code = f"import sys, {module}; print(*sorted(set({sorted(heavy)}) & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

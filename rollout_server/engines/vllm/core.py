@@ -35,7 +35,7 @@ from shared.streams import task_group
 WATCH_INTERVAL_S = 0.1
 
 
-class TokenMeter(StatLoggerBase):
+class TokenMeter(StatLoggerBase):  # type: ignore[misc]
     """All tokens generated so far, those of unfinished answers too, by the statistics that vLLM makes at each step."""
 
     def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
