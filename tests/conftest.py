@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
 import numpy as np
 import orjson
 import pytest
-import uvicorn
 from PIL import Image
 
-from rollout_server.app import create_app
-from rollout_server.engines.base import Engine
-from rollout_server.engines.table import build_engine
-from rollout_server.settings import ServerSettings, limits_for
 from shared.listening import bound_socket
+
+if TYPE_CHECKING:  # nobody who starts no server waits for these
+    import httpx
+
+    from rollout_server.engines.base import Engine
+    from rollout_server.settings import ServerSettings
 
 # Before torch is imported. Models of this size have no work for a second thread, and several processes share the cores:
 # threads that spin for each other made some tests ten times slower.
@@ -54,8 +55,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def scripted(checkpoint: Path, tmp_path: Path) -> Callable[..., ServerSettings]:
+def scripted(checkpoint: Path, tmp_path: Path) -> "Callable[..., ServerSettings]":
     """Settings of a scripted engine: `scripted({"default": [1]}, token="…")`."""
+    from rollout_server.settings import ServerSettings, limits_for
 
     def settings(script: dict[str, object] | None = None, **options: object) -> ServerSettings:
         file = tmp_path / "script.json"
@@ -71,15 +73,22 @@ class RunningServer:
     """A server on a port of its own."""
 
     url: str
-    engine: Engine
+    engine: "Engine"
 
-    def client(self, **options: object) -> httpx.AsyncClient:
+    def client(self, **options: object) -> "httpx.AsyncClient":
+        import httpx
+
         return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=10, **options)
 
 
 @contextmanager
-def run_server(settings: ServerSettings, send_buffer: int | None = None) -> Iterator[RunningServer]:
+def run_server(settings: "ServerSettings", send_buffer: int | None = None) -> Iterator[RunningServer]:
     """Serve in a thread, through a real socket, until the block ends; `send_buffer` is SO_SNDBUF."""
+    import uvicorn
+
+    from rollout_server.app import create_app
+    from rollout_server.engines.table import build_engine
+
     listener = bound_socket("127.0.0.1", 0)
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

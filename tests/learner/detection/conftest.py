@@ -3,25 +3,29 @@
 import json
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from learner.detection.targets import Target
 from learner.detection.vocabulary import CoordinateVocabulary
+
+if TYPE_CHECKING:  # it brings torch, and many tests here need no tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 GLUE = '{"object_1": {"desc": "black cat", "bbox_2d": ["", "", "", ""]}, "object_2": {"desc": "dog", "poly": ["", ""]}}'
 FUSED = ('"]}, "', '"]}}', '"}', "}}", '", "', '": {"desc": "', '", "bbox_2d": ["', "}<|im_end|>", '{"object_')
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>")
 
 
-def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> PreTrainedTokenizerFast:
+def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> "PreTrainedTokenizerFast":
     """A byte-level BPE with Qwen's special tokens and the 1000 coordinate tokens.
 
     `fused` are added tokens that glue the answer format's punctuation together; `num_synthetic` fills the vocabulary.
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,5 +88,5 @@ def answer_of(vocabulary: CoordinateVocabulary) -> Callable[[Target], list[tuple
 
 
 @pytest.fixture(scope="session")
-def large_tokenizer() -> PreTrainedTokenizerFast:
+def large_tokenizer() -> "PreTrainedTokenizerFast":
     return build_tokenizer(num_synthetic=150_000)
