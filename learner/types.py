@@ -23,7 +23,7 @@ class EncodedImage:
     `pixel_values` is float32 [num_patches, patch_dim] as the vision tower takes it, `grid` is (t, h, w) in patches,
     `png` is the same image as a losslessly encoded file, which is what a rollout server is sent.
 
-        EncodedImage(pixel_values=array of (1024, 1536), grid=(1, 32, 32), png=b"\\x89PNG…")     # 512 × 512 px
+        EncodedImage(pixel_values=array of (1024, 1536), grid=(1, 32, 32), png=…)     # 512 × 512 px
     """
 
     pixel_values: NDArray[np.float32]

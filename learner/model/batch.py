@@ -47,6 +47,8 @@ class ImageFeatures:
 
     `embeds` is [placeholders, hidden]; `deepstack` holds as much again for each of the first decoder layers to which a
     family adds image features, none in most families.
+
+        ImageFeatures(embeds of [512, 2048], deepstack=(three of [512, 2048]))     # two images of 256 merged patches
     """
 
     embeds: Tensor
@@ -62,6 +64,9 @@ class PackedBatch:
     """One pack as tensors. R rows of T columns hold n targets with S supervised positions and b boxes.
 
     A supervised position is a token that is predicted with a loss; each stands once, however many terms it serves.
+
+        PackedBatch(record_ids=("train:17", "train:4"), layout="rows", input_ids of [2, 512], …, labels of [96],
+                    box_slots=[[12, 13, 14, 15], …], box_bins=[[110, 310, 410, 705], …])
     """
 
     record_ids: tuple[str, ...]
