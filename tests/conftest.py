@@ -30,6 +30,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What the vLLM engine sets for itself, too late where torch has been imported.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
+SLOW_TIMEOUT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts processes or trains may take longer than `timeout` in pyproject.toml."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+
 
 def png(seed: int = 0, width: int = 64, height: int = 64) -> bytes:
     """A noise image."""
