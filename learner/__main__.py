@@ -13,6 +13,7 @@ import anyio
 from rich.console import Console
 
 from learner.plan.progress import Progress
+from shared.companions import tolerate_cuda_builds
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
 from shared.config.overrides import EVALUATION
@@ -31,6 +32,7 @@ ORPHAN_GRACE_S = 5.0
 def main(arguments: Sequence[str]) -> int:
     """Run to the end and return the exit code (see docs/running.md)."""
     end_with_parent(grace_s=ORPHAN_GRACE_S)
+    tolerate_cuda_builds()
     options = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:

@@ -3,6 +3,11 @@
 Looks at checkpoint, tokenizer, data and servers as a run would, without loading a model, and prints a finding a line.
 """
 
+if __name__ == "__main__":
+    from shared.companions import tolerate_cuda_builds
+
+    tolerate_cuda_builds()  # before anything imports transformers
+
 import asyncio
 import logging
 import sys

@@ -14,6 +14,7 @@ from typing import NoReturn
 from rollout_server.engines.table import ENGINES
 from rollout_server.launch import serve, settings_from
 from shared.access import LAST_PORT
+from shared.companions import tolerate_cuda_builds
 from shared.config.load import load_config
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
@@ -23,6 +24,7 @@ from shared.listening import bound_socket
 def main(arguments: Sequence[str]) -> int:
     """Serve until a signal ends the process; returns the exit code of a start that failed."""
     end_with_parent()
+    tolerate_cuda_builds()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     options = _parser().parse_args(arguments)

@@ -16,6 +16,7 @@ import orjson
 import pytest
 from PIL import Image
 
+from shared.companions import tolerate_cuda_builds
 from shared.listening import bound_socket
 
 if TYPE_CHECKING:  # nobody who starts no server waits for these
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # nobody who starts no server waits for these
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What the vLLM engine sets for itself, too late where torch has been imported.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Before transformers is imported, as every program of ours that imports it.
+tolerate_cuda_builds()
 
 SLOW_TIMEOUT_S = 600
 

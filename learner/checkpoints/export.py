@@ -1,5 +1,10 @@
 """A checkpoint as a plain Hugging Face model: `python -m learner.checkpoints.export CHECKPOINT --out DIR`."""
 
+if __name__ == "__main__":
+    from shared.companions import tolerate_cuda_builds
+
+    tolerate_cuda_builds()  # before anything imports transformers
+
 import argparse
 import sys
 from collections.abc import Sequence

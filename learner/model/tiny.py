@@ -3,6 +3,11 @@
 It is a complete Hugging Face checkpoint and learns to detect shapes in minutes on a CPU.
 """
 
+if __name__ == "__main__":
+    from shared.companions import tolerate_cuda_builds
+
+    tolerate_cuda_builds()  # before anything imports transformers
+
 import argparse
 import json
 import math

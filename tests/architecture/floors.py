@@ -25,7 +25,7 @@ MAY_IMPORT = {
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (
-        ("accounting", "digest", "errors", "extras", "lifeline", "metrics"),
+        ("accounting", "companions", "digest", "errors", "extras", "lifeline", "metrics"),
         ("access", "families", "findings", "listening", "streams", "whole_folder", "wire"),
         ("checkpoint_facts", "config", "framing", "health", "safetensors_header"),
         ("preflight", "probe", "weights_root"),

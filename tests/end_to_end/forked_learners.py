@@ -5,6 +5,11 @@ the phase for the times-th time. Its exit code comes back as a line, negative wh
 to LOG. All are forked from one process, because to import takes longer than the few steps that are of interest.
 """
 
+if __name__ == "__main__":
+    from shared.companions import tolerate_cuda_builds
+
+    tolerate_cuda_builds()  # before anything imports transformers
+
 import json
 import os
 import signal
