@@ -30,6 +30,7 @@ from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.families.load import load_tokenizer
 from learner.model.tiny import build_tiny
+from shared.config.shipped import shipped_configs
 
 NUM_RECORDS, PER_STEP = 64, 8
 ANSWER_S, STALL_S = 0.4, 3.0
@@ -38,7 +39,7 @@ LEARNER_KILLS = 2
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 DEADLY, HARMLESS = ("hang", "die"), ("cut", "error")
 """Faults that the script plays when it is told to: those that end a server, and those that it survives."""
-BASE = Path(__file__).resolve().parents[1] / "configs" / "base.yaml"
+BASE = shipped_configs() / "base.yaml"
 
 
 @dataclass

@@ -17,9 +17,10 @@ from compose.environment import child_environment
 from compose.launch_plan import Launch
 from compose.process import ProcessSpec
 from compose.supervisor import run_program, run_supervised
+from shared.config.shipped import shipped_configs
 from shared.errors import ConfigError, DataError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
+CONFIGS = shipped_configs() / "demo"
 DEFAULT_MINUTES = 5.0
 STAGE1_STEPS = 660
 STAGE2_STEPS = 75

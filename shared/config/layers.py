@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from shared.config.shipped import find_config
 from shared.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -31,8 +32,11 @@ class Layer:
 
 
 def read_layers(path: Path) -> Layer:
-    """Read `path` and everything it extends. Raises ConfigError naming the file and line."""
-    return _read(path, ())
+    """Read `path`, or the shipped file of that name, and everything it extends.
+
+    Raises ConfigError naming the file and line.
+    """
+    return _read(find_config(path), ())
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Layer:
