@@ -31,7 +31,11 @@ ENGINES = (
     "scripted",
     pytest.param(
         "vllm",
-        marks=[pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")],
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+            pytest.mark.filterwarnings("default"),  # its core is a fork that keeps the filters of this process
+        ],
     ),
 )
 TEXT_IDS = (20, 21, 22)
