@@ -151,8 +151,8 @@ def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:
 
 def source_of(path: Path, reading: Reading, limit: int | None) -> tuple[RecordSource, str]:
     """Read a whole file, its images left alone."""
-    source, report = RecordSource.opened(path, reading, seed=None, limit=limit)
-    skipped = f", {len(report.skipped)} skipped, the first: {report.skipped[0]}" if report.skipped else ""
+    source, counts = RecordSource.opened(path, reading, seed=None, limit=limit)
+    skipped = f", {len(counts.skipped)} skipped, the first: {counts.skipped[0]}" if counts.skipped else ""
     return source, f"{path}: {source.num_records} records{skipped}"
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import orjson
 
-from learner.detection.record import CoordinateSpace, ReadReport, Record, read_records
+from learner.detection.record import ReadCounts, Record, read_records
+from learner.detection.record_rules import CoordinateSpace
 
 PERCENTILES = (0, 50, 90, 99, 100)
 
@@ -39,24 +40,24 @@ def check_file(
     coordinate_space: CoordinateSpace = "px",
     special_texts: Collection[str] = (),
     check_images: bool = True,
-) -> tuple[Summary, ReadReport]:
+) -> tuple[Summary, ReadCounts]:
     """Read a whole file, past its errors (see `read_records`). Raises OSError when it cannot be read."""
-    summary, report = Summary(), ReadReport()
+    summary, counts = Summary(), ReadCounts()
     for record in read_records(
         path,
         coordinate_space=coordinate_space,
         on_bad_record="skip",
         special_texts=special_texts,
         check_images=check_images,
-        report=report,
+        counts=counts,
     ):
         summary.add(record)
-    return summary, report
+    return summary, counts
 
 
-def summary_lines(path: Path, summary: Summary, report: ReadReport) -> Iterable[str]:
+def summary_lines(path: Path, summary: Summary, counts: ReadCounts) -> Iterable[str]:
     """What is said about one file."""
-    yield f"{path}: {report.records} records, {len(report.skipped)} errors"
+    yield f"{path}: {counts.records} records, {len(counts.skipped)} errors"
     yield f"  objects     {sum(summary.object_counts)}" + "".join(
         f", {count} {kind}" for kind, count in sorted(summary.kinds.items())
     )
@@ -71,9 +72,9 @@ def summary_lines(path: Path, summary: Summary, report: ReadReport) -> Iterable[
     ):
         if values:
             yield f"  {name:<18}" + "".join(f"{percentile(values, share):>7}" for share in PERCENTILES)
-    yield f"  widened     {report.widened} boxes that had no extent in bins"
-    yield f"  clamped     {report.clamped} values up to 1 px outside the image"
-    yield from (f"  error: {error}" for error in report.skipped)
+    yield f"  widened     {counts.widened} boxes that had no extent in bins"
+    yield f"  clamped     {counts.clamped} values up to 1 px outside the image"
+    yield from (f"  error: {error}" for error in counts.skipped)
 
 
 def percentile(values: Sequence[int], share: int) -> int:
@@ -99,14 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         special_texts = special_texts_of(options.model) if options.model else frozenset()
         for path in options.files:
-            summary, report = check_file(
+            summary, counts = check_file(
                 path,
                 coordinate_space=options.coordinate_space,
                 special_texts=special_texts,
                 check_images=not options.no_images,
             )
-            print(*summary_lines(path, summary, report), sep="\n")
-            num_errors += len(report.skipped)
+            print(*summary_lines(path, summary, counts), sep="\n")
+            num_errors += len(counts.skipped)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2

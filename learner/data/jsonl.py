@@ -11,8 +11,7 @@ from typing import Literal
 import numpy as np
 
 from learner.detection.record import (
-    CoordinateSpace,
-    ReadReport,
+    ReadCounts,
     Record,
     RecordError,
     as_boxes,
@@ -20,6 +19,7 @@ from learner.detection.record import (
     read_record,
     read_records,
 )
+from learner.detection.record_rules import CoordinateSpace, Rules
 from shared.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -67,30 +67,30 @@ class RecordSource:
     @classmethod
     def opened(
         cls, path: Path, reading: Reading, *, seed: int | None, limit: int | None = None
-    ) -> tuple["RecordSource", ReadReport]:
+    ) -> tuple["RecordSource", ReadCounts]:
         """Validate the file, or its first `limit` good records, and say what was skipped or changed.
 
         Raises RecordError for a bad record (unless `on_bad_record` is "skip"), and DataError when none is left or the
         file cannot be read.
         """
-        report = ReadReport()
+        counts = ReadCounts()
         records = read_records(
             path,
             coordinate_space=reading.coordinate_space,
             on_bad_record=reading.on_bad_record,
             special_texts=reading.special_texts,
             check_images=reading.check_images,
-            report=report,
+            counts=counts,
         )
         if reading.polygons == "as_bbox":
-            records = (as_boxes(record, report) for record in records)
-        usable = (line_number(record) for record in records if _has_usable_kinds(record, path, reading, report))
+            records = (as_boxes(record, counts) for record in records)
+        usable = (line_number(record) for record in records if _has_usable_kinds(record, path, reading, counts))
         try:
             source = cls(path, _lines_at(path, list(islice(usable, limit))), reading, seed)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; name an existing JSONL file") from error
-        source._refuse_empty("every record was skipped" if report.skipped else "the file has no record")
-        return source, report
+        source._refuse_empty("every record was skipped" if counts.skipped else "the file has no record")
+        return source, counts
 
     @property
     def num_records(self) -> int:
@@ -126,9 +126,7 @@ class RecordSource:
             text,
             self.path,
             line.number,
-            coordinate_space=self._reading.coordinate_space,
-            special_texts=self._reading.special_texts,
-            check_images=False,
+            Rules(self._reading.coordinate_space, self._reading.special_texts, check_images=False),
         )
         if self._reading.polygons == "as_bbox":
             record = as_boxes(record)
@@ -145,7 +143,7 @@ def line_number(record: Record) -> int:
     return int(record.record_id.rpartition(":")[2])
 
 
-def _has_usable_kinds(record: Record, path: Path, reading: Reading, report: ReadReport) -> bool:
+def _has_usable_kinds(record: Record, path: Path, reading: Reading, counts: ReadCounts) -> bool:
     """Whether all geometries may be learned. Raises RecordError for a polygon where bad records are errors."""
     polygons = [index for index, item in enumerate(record.objects) if item.kind == "poly"]
     if not polygons or reading.polygons != "error":
@@ -159,8 +157,8 @@ def _has_usable_kinds(record: Record, path: Path, reading: Reading, report: Read
     if reading.on_bad_record == "error":
         raise error
     logger.warning("skipped %s", error)
-    report.records -= 1
-    report.skipped.append(error)
+    counts.records -= 1
+    counts.skipped.append(error)
     return False
 
 

@@ -66,7 +66,7 @@ def read_training(config: Config, vocabulary: CoordinateVocabulary, encoder: Enc
     """The training records that can be learned; says what was skipped or changed on the way."""
     custom = config.custom
     with console.status(f"reading {custom.train_jsonl}"):
-        source, report = RecordSource.opened(
+        source, counts = RecordSource.opened(
             custom.train_jsonl,
             reading_of(config, vocabulary, "error"),
             seed=config.training.seed,
@@ -74,9 +74,9 @@ def read_training(config: Config, vocabulary: CoordinateVocabulary, encoder: Enc
         )
         fitting = without_long_records(source, encoder, vocabulary, config)
     console.print(
-        f"{custom.train_jsonl}: {fitting.num_records} records, {len(report.skipped)} skipped, "
-        f"{source.num_records - fitting.num_records} too long, {report.widened} boxes widened, "
-        f"{report.clamped} values clamped"
+        f"{custom.train_jsonl}: {fitting.num_records} records, {len(counts.skipped)} skipped, "
+        f"{source.num_records - fitting.num_records} too long, {counts.widened} boxes widened, "
+        f"{counts.clamped} values clamped"
     )
     return fitting
 

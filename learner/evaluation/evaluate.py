@@ -15,7 +15,8 @@ from learner.decoding.requests import decode_answers, decode_requests
 from learner.detection.matching import MatchingConfig
 from learner.detection.parsing import parse_rollout
 from learner.detection.prediction import Prediction
-from learner.detection.record import KINDS, Record
+from learner.detection.record import Record
+from learner.detection.record_rules import KINDS
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import Scores, Scoring
 from learner.plan.progress import Progress

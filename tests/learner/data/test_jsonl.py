@@ -70,8 +70,8 @@ def test_a_bad_record_stops_the_run_before_it_starts(tmp_path: Path) -> None:
 def test_skipped_records_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = written(tmp_path, [[BOX], [POLY], [{"desc": "", "bbox_2d": [1, 1, 2, 2]}]])
     with caplog.at_level(logging.WARNING):
-        source, report = RecordSource.opened(path, Reading(on_bad_record="skip"), seed=0)
-    assert (source.num_records, report.records, [error.line for error in report.skipped]) == (1, 1, [2, 3])
+        source, counts = RecordSource.opened(path, Reading(on_bad_record="skip"), seed=0)
+    assert (source.num_records, counts.records, [error.line for error in counts.skipped]) == (1, 1, [2, 3])
     assert len(caplog.records) == 2
 
 
@@ -88,9 +88,9 @@ def test_a_polygon_without_extent_is_counted_where_its_box_is_widened(tmp_path: 
     line, sliver = {"desc": "line", "poly": [1, 1, 9, 1, 5, 1]}, {"desc": "sliver", "bbox_2d": [2, 3, 2.01, 30]}
     path = written(tmp_path, [[BOX, POLY], [line, sliver], [line]])
     for polygons, limit, num_widened in (("as_bbox", None, 3), ("as_bbox", 2, 2), ("keep", None, 1)):
-        source, report = RecordSource.opened(path, Reading(polygons=polygons), seed=None, limit=limit)
+        source, counts = RecordSource.opened(path, Reading(polygons=polygons), seed=None, limit=limit)
         source.in_file_order()
-        assert report.widened == num_widened
+        assert counts.widened == num_widened
     assert opened(path, seed=None, polygons="as_bbox").record_at(2).objects[0].bins == (25, 25, 225, 26)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from learner.detection.record import GroundTruthObject, ReadReport, Record, RecordError, as_boxes, ordered, read_records
+from learner.detection.record import GroundTruthObject, ReadCounts, Record, RecordError, as_boxes, ordered, read_records
 
 CAT = {"desc": "cat", "bbox_2d": [10, 20, 110, 220]}
 
@@ -72,10 +72,10 @@ def test_coordinate_tokens_and_norm1000_are_bins(folder: Path) -> None:
 
 
 def test_values_within_a_pixel_of_the_image_are_clamped_and_counted(folder: Path) -> None:
-    report = ReadReport()
+    counts = ReadCounts()
     path = write(folder, record({"desc": "cat", "bbox_2d": [-0.9, -1, 201, 400.5]}))
-    assert next(read_records(path, report=report)).objects[0].bins == (0, 0, 999, 999)
-    assert (report.clamped, report.widened, report.records) == (4, 0, 1)
+    assert next(read_records(path, counts=counts)).objects[0].bins == (0, 0, 999, 999)
+    assert (counts.clamped, counts.widened, counts.records) == (4, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_values_within_a_pixel_of_the_image_are_clamped_and_counted(folder: Path
 def test_a_box_without_extent_in_bins_is_widened_and_counted(
     folder: Path, box: list[float], bins: tuple[int, ...]
 ) -> None:
-    report = ReadReport()
-    (read,) = read_records(write(folder, record({"desc": "cat", "bbox_2d": box})), report=report)
+    counts = ReadCounts()
+    (read,) = read_records(write(folder, record({"desc": "cat", "bbox_2d": box})), counts=counts)
     assert read.objects[0].bins == bins
-    assert report.widened == 1
+    assert counts.widened == 1
 
 
 BAD_OBJECTS = [
@@ -181,21 +181,21 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 )
 def test_an_image_that_cannot_be_read_safely_is_a_bad_record(folder: Path, file: bytes) -> None:
     (folder / "b.png").write_bytes(file)
-    report = ReadReport()
+    counts = ReadCounts()
     path = write(folder, record(images=["b.png"]), record(CAT))
-    (kept,) = read_records(path, on_bad_record="skip", report=report)
+    (kept,) = read_records(path, on_bad_record="skip", counts=counts)
     assert kept.record_id == "train:2"
-    assert [error.line for error in report.skipped] == [1]
-    assert report.skipped[0].reason.startswith(f"unreadable image {folder / 'b.png'}: ")
+    assert [error.line for error in counts.skipped] == [1]
+    assert counts.skipped[0].reason.startswith(f"unreadable image {folder / 'b.png'}: ")
 
 
 def test_bad_records_can_be_skipped_and_are_listed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = ReadReport()
+    counts = ReadCounts()
     path = write(folder, record(CAT), b"{\n", record({"desc": ""}), record())
     with caplog.at_level(logging.WARNING):
-        kept = list(read_records(path, on_bad_record="skip", report=report))
+        kept = list(read_records(path, on_bad_record="skip", counts=counts))
     assert [item.record_id for item in kept] == ["train:1", "train:4"]
-    assert [error.line for error in report.skipped] == [2, 3]
+    assert [error.line for error in counts.skipped] == [2, 3]
     assert len(caplog.records) == 2
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from learner.data.from_coco import Conversion, convert
 from learner.detection.prediction import Prediction
-from learner.detection.record import GroundTruthObject, Kind, Record, read_record
+from learner.detection.record import GroundTruthObject, Record, read_record
+from learner.detection.record_rules import Kind, Rules
 from learner.evaluation.coco_ap import (
     STATISTICS,
     IouType,
@@ -78,7 +79,7 @@ def real(kind: Kind) -> list[ScoredImage]:
     annotations = json.loads(REAL_ANNOTATIONS.read_text())
     lines = convert(annotations, Path("images"), Path(), kind, Conversion())
     records = [
-        read_record(json.dumps(line).encode(), "val.jsonl", number, check_images=False)
+        read_record(json.dumps(line).encode(), "val.jsonl", number, Rules(check_images=False))
         for number, line in enumerate(lines, 1)
     ]
     descs = sorted({item.desc for record in records for item in record.objects})
