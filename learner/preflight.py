@@ -20,9 +20,9 @@ import orjson
 
 from learner.checkpoints.start import start_of
 from learner.data.encoding import Encoder
-from learner.data.jsonl import Reading, RecordSource
 from learner.data.lengths import check_validation_prompts, most_tokens, without_long_records
 from learner.data.opening import open_encoder, reading_of
+from learner.data.records import Reading, RecordSource
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from learner.data.encoding import Encoder
-from learner.data.jsonl import RecordSource
+from learner.data.records import RecordSource
 from learner.detection.record import Record
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target

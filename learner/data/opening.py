@@ -8,8 +8,8 @@ from rich.console import Console
 
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
-from learner.data.jsonl import Reading, RecordSource
 from learner.data.lengths import check_validation_prompts, without_long_records
+from learner.data.records import Reading, RecordSource
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.config.models import Config

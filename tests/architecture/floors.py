@@ -110,7 +110,7 @@ def imports_of(file: str) -> frozenset[str]:
 
 
 def room_of(module: str) -> str:
-    """`learner.data.jsonl` lies in learner/data, `learner.train` is a room of its own."""
+    """`learner.data.records` lies in learner/data, `learner.train` is a room of its own."""
     package, _, rest = module.partition(".")
     return f"{package}/{rest.partition('.')[0]}"
 

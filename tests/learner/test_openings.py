@@ -11,7 +11,7 @@ import pytest
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import SinglePass
 from learner.channels.table import open_channels
-from learner.data.jsonl import Reading, RecordSource
+from learner.data.records import Reading, RecordSource
 from learner.decoding.opening import pool_of, sampling_of, sync_mode_of
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.families.load import load_model, load_tokenizer

@@ -8,7 +8,6 @@ import orjson
 import pytest
 
 from learner.data.encoding import Encoder
-from learner.data.jsonl import Reading, RecordSource
 from learner.data.lengths import (
     MAX_MODEL_LEN,
     check_validation_prompts,
@@ -16,6 +15,7 @@ from learner.data.lengths import (
     most_tokens,
     without_long_records,
 )
+from learner.data.records import Reading, RecordSource
 from learner.detection.serialize import answer_text
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from learner.data.jsonl import Reading, RecordSource, line_number
+from learner.data.records import Reading, RecordSource, line_number
 from learner.detection.record import RecordError
 from shared.errors import DataError
 
