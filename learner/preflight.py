@@ -20,8 +20,7 @@ import orjson
 
 from learner.checkpoints.start import start_of
 from learner.data.encoding import Encoder
-from learner.data.lengths import check_validation_prompts, most_tokens, without_long_records
-from learner.data.opening import open_encoder, reading_of
+from learner.data.opening import check_validation_prompts, fit_training, open_encoder, reading_of
 from learner.data.records import Reading, RecordSource
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
@@ -158,23 +157,18 @@ def source_of(path: Path, reading: Reading, limit: int | None) -> tuple[RecordSo
 
 def lengths(config: Config, reader: Reader, source: RecordSource) -> str:
     """Compare prompts with their real image tokens, and answers, with what packs and servers hold."""
-    fitting = without_long_records(source, reader.encoder, reader.vocabulary, config)
-    capacity, records = config.global_max_length, fitting.in_file_order()
-    prompts = [reader.encoder.num_prompt_tokens(record) for record in records]
-    whole = max(
-        most_tokens(record, prompt, reader.vocabulary, capacity)
-        for record, prompt in zip(records, prompts, strict=True)
-    )
-    left_out = source.num_records - fitting.num_records
-    told = f"prompts of up to {max(prompts)} tokens, with their answers at most {whole} of {capacity}"
-    told += room_for_answers(config, max(prompts))
+    fitting = fit_training(source, reader.encoder, reader.vocabulary, config)
+    left_out = source.num_records - fitting.source.num_records
+    told = f"prompts of up to {fitting.longest_prompt} tokens, with their answers at most {fitting.longest_target} "
+    told += f"of {config.global_max_length}{room_for_answers(config, fitting.longest_prompt)}"
     return told + (f"; {left_out} records too long, left out" if left_out else "")
 
 
 def validation(config: Config, reader: Reader, path: Path, reading: Reading) -> str:
     """Read the whole file, and compare its prompts with what servers hold."""
     source, told = source_of(path, reading, config.custom.val_sample_limit)
-    prompt = check_validation_prompts(source.in_file_order(), reader.encoder, config)
+    sizes = ((line.width, line.height) for line in source.lines())
+    prompt = check_validation_prompts(sizes, reader.encoder, config)
     return f"{told}, prompts of up to {prompt} tokens{room_for_answers(config, prompt)}"
 
 
@@ -192,7 +186,7 @@ def images(config: Config, reader: Reader) -> str:
     source, _ = RecordSource.opened(
         custom.train_jsonl, reading_of(config, reader.vocabulary, "error"), seed=None, limit=limit
     )
-    encoded = reader.encoder.encode_now(source.in_file_order()[0])
+    encoded = reader.encoder.encode_now(source.record_at(0))
     return (
         f"the first {source.num_records} are there and as large as said; one has {len(encoded.prompt_token_ids)} tokens"
     )

@@ -80,9 +80,9 @@ class Encoder:
         image = self._images.read(record)
         return EncodedRecord(record, self.request_token_ids, self._expanded(image.grid), image)
 
-    def num_prompt_tokens(self, record: Record) -> int:
-        """Length of the expanded prompt, from the record's size alone: the image is not read."""
-        grid = self._images.grid_of(record.width, record.height)
+    def num_prompt_tokens(self, width: int, height: int) -> int:
+        """Length of the expanded prompt for an image of this size in px, which is not read."""
+        grid = self._images.grid_of(width, height)
         return len(self.request_token_ids) - 1 + self._images.num_tokens(grid)
 
     def _expanded(self, grid: Grid) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The data of a run: what turns records into tokens, the records to train on, and those to validate on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,11 +9,13 @@ from rich.console import Console
 
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
-from learner.data.lengths import check_validation_prompts, without_long_records
-from learner.data.records import Reading, RecordSource
+from learner.data.lengths import FittingRecords, check_room, longest_prompt_of, without_long_records
+from learner.data.records import Reading, RecordSource, read_all
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.config.models import Config
+
+MAX_MODEL_LEN = "custom.extra.rollout_matching.vllm.max_model_len"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) ->
     encoder = open_encoder(config, folder, tokenizer)
     training = read_training(config, vocabulary, encoder, console)
     validation = read_validation(config, vocabulary)
-    check_validation_prompts(validation, encoder, config)
+    check_validation_prompts([(record.width, record.height) for record in validation], encoder, config)
     return Data(tokenizer, vocabulary, encoder, training, validation)
 
 
@@ -72,7 +75,7 @@ def read_training(config: Config, vocabulary: CoordinateVocabulary, encoder: Enc
             seed=config.training.seed,
             limit=custom.train_sample_limit,
         )
-        fitting = without_long_records(source, encoder, vocabulary, config)
+        fitting = fit_training(source, encoder, vocabulary, config).source
     console.print(
         f"{custom.train_jsonl}: {fitting.num_records} records, {len(counts.skipped)} skipped, "
         f"{source.num_records - fitting.num_records} too long, {counts.widened} boxes widened, "
@@ -86,5 +89,38 @@ def read_validation(config: Config, vocabulary: CoordinateVocabulary) -> tuple[R
     if config.custom.val_jsonl is None:
         return ()
     reading = reading_of(config, vocabulary, "keep")
-    source, _ = RecordSource.opened(config.custom.val_jsonl, reading, seed=None, limit=config.custom.val_sample_limit)
-    return tuple(source.in_file_order())
+    return read_all(config.custom.val_jsonl, reading, config.custom.val_sample_limit)
+
+
+def fit_training(
+    source: RecordSource, encoder: Encoder, vocabulary: CoordinateVocabulary, config: Config
+) -> FittingRecords:
+    """The training records that fit a pack.
+
+    Raises DataError for one that does not (see `without_long_records`), and ConfigError when the longest prompt has no
+    room for `max_new_tokens`, in a pack or on a server, in a run that decodes.
+    """
+    capacity = config.global_max_length
+    fitting = without_long_records(source, encoder, vocabulary, capacity, config.custom.on_long_target)
+    if config.decodes:
+        limits = {"global_max_length": capacity, **server_length(config)}
+        check_room(fitting.longest_prompt, source.path, config.rollout.max_new_tokens, limits)
+    return fitting
+
+
+def check_validation_prompts(sizes: Iterable[tuple[int, int]], encoder: Encoder, config: Config) -> int:
+    """Tokens of the longest prompt for images of these sizes in px, 0 of none.
+
+    Raises ConfigError when a server has no room for it and `max_new_tokens`, in a run that decodes: each such record
+    would be lost.
+    """
+    longest = longest_prompt_of(sizes, encoder)
+    if config.decodes and config.custom.val_jsonl is not None:
+        check_room(longest, config.custom.val_jsonl, config.rollout.max_new_tokens, server_length(config))
+    return longest
+
+
+def server_length(config: Config) -> dict[str, int]:
+    """The longest prompt and answer of a server in tokens, under the key that says it."""
+    own = config.rollout.vllm.max_model_len
+    return {"global_max_length" if own is None else MAX_MODEL_LEN: config.max_model_len}

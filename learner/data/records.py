@@ -1,53 +1,53 @@
-"""Records of a JSONL file in training order: validated once, then read one by one as they are needed."""
+"""Records of a JSONL file: checked and indexed in one pass at the start, then read as they are needed."""
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from learner.detection.record import (
-    ReadCounts,
-    Record,
-    RecordError,
-    as_boxes,
-    ordered,
-    read_record,
-    read_records,
-)
-from learner.detection.record_rules import CoordinateSpace, Rules
+from learner.detection.record import GoodLine, ReadCounts, Record, build_record, good_lines, ordered, read_record
+from learner.detection.record_rules import Changes, Polygons, Rules
+from learner.detection.serialize import most_answer_tokens
 from shared.errors import DataError
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How lines become records.
+class Reading(Rules):
+    """How lines become records: the rules, what becomes of a line that breaks one, and the order of objects."""
 
-    `polygons`: "error" refuses them, "as_bbox" takes their bounding boxes, "keep" leaves them as they are.
-    `special_texts` are a tokenizer's special tokens, which no desc may hold. `check_images` opens each image's header.
-    """
-
-    coordinate_space: CoordinateSpace = "px"
+    polygons: Polygons = "error"
     on_bad_record: Literal["error", "skip"] = "error"
-    polygons: Literal["error", "as_bbox", "keep"] = "error"
     object_ordering: Literal["sorted", "random"] = "sorted"
-    special_texts: frozenset[str] = field(default=frozenset(), repr=False)
-    check_images: bool = True
 
 
-@dataclass(frozen=True)
-class Line:
-    """Where a good record stands: number of its line (from 1), first byte, and length in bytes."""
+class Line(NamedTuple):
+    """Where a good record stands, and how large it is.
+
+    Number of its line (from 1), first byte and length in bytes; px of its image; a bound for the tokens of its answer.
+
+        Line(number=3, offset=1742, num_bytes=868, width=640, height=480, most_answer_tokens=921)
+    """
 
     number: int
     offset: int
     num_bytes: int
+    width: int
+    height: int
+    most_answer_tokens: int
+
+
+INDEX = np.dtype([(name, np.uint64) for name in Line._fields])
+"""A `Line` in 48 bytes: what is kept of each record."""
+ROWS_AT_A_TIME = 4096
+"""How many of them are `Line`s at a time, each of some 300 bytes."""
 
 
 class RecordSource:
@@ -57,10 +57,11 @@ class RecordSource:
     resumes at any record. `seed` None keeps the order of the file. Not thread-safe.
     """
 
-    def __init__(self, path: Path, lines: Sequence[Line], reading: Reading, seed: int | None) -> None:
+    def __init__(self, path: Path, index: NDArray[np.void], reading: Reading, seed: int | None) -> None:
+        """`index` [R] has a row of `INDEX` a record, in the order of the file."""
         self.path = path
-        self._lines = lines
-        self._reading = reading
+        self._index = index
+        self._reading = replace(reading, check_images=False)  # they were looked at when the file was indexed
         self._seed = seed
         self._permutation = lru_cache(maxsize=2)(self._permuted)
 
@@ -68,49 +69,45 @@ class RecordSource:
     def opened(
         cls, path: Path, reading: Reading, *, seed: int | None, limit: int | None = None
     ) -> tuple["RecordSource", ReadCounts]:
-        """Validate the file, or its first `limit` good records, and say what was skipped or changed.
+        """Check the file, or its first `limit` good records, and say what was skipped or changed.
 
         Raises RecordError for a bad record (unless `on_bad_record` is "skip"), and DataError when none is left or the
         file cannot be read.
         """
-        counts = ReadCounts()
-        records = read_records(
-            path,
-            coordinate_space=reading.coordinate_space,
-            on_bad_record=reading.on_bad_record,
-            special_texts=reading.special_texts,
-            check_images=reading.check_images,
-            counts=counts,
-        )
-        if reading.polygons == "as_bbox":
-            records = (as_boxes(record, counts) for record in records)
-        usable = (line_number(record) for record in records if _has_usable_kinds(record, path, reading, counts))
-        try:
-            source = cls(path, _lines_at(path, list(islice(usable, limit))), reading, seed)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; name an existing JSONL file") from error
-        source._refuse_empty("every record was skipped" if counts.skipped else "the file has no record")
-        return source, counts
+        counts, rows = ReadCounts(), array("Q")
+        for number, offset, num_bytes, size in _usable_lines(path, reading, reading.measure, limit, counts):
+            most_tokens = most_answer_tokens(size.descs, size.num_coordinates)
+            rows.extend((number, offset, num_bytes, size.width, size.height, most_tokens))
+        return cls(path, np.frombuffer(rows, INDEX), reading, seed), counts
 
     @property
     def num_records(self) -> int:
-        return len(self._lines)
+        return len(self._index)
+
+    def lines(self) -> Iterator[Line]:
+        """Every record's place and size, as the file has them."""
+        for start in range(0, self.num_records, ROWS_AT_A_TIME):
+            yield from map(Line._make, self._index[start : start + ROWS_AT_A_TIME].tolist())
 
     def record_at(self, cursor: int) -> Record:
         """The record at `cursor` ≥ 0, counted over all epochs."""
         epoch, place = divmod(cursor, self.num_records)
-        return self._read(self._lines[self._permutation(epoch)[place]], epoch)
+        return self.read(Line._make(self._index[self._permutation(epoch)[place]].item()), epoch)
 
-    def in_file_order(self) -> list[Record]:
-        """Every record once, as the file has them."""
-        return [self._read(line, epoch=0) for line in self._lines]
+    def read(self, line: Line, epoch: int = 0) -> Record:
+        """Read one of `lines` again, as it is learned in an epoch."""
+        with self.path.open("rb") as file:
+            file.seek(line.offset)
+            text = file.read(line.num_bytes)
+        record = read_record(text, self.path, line.number, self._reading)
+        return _arranged(record, self._reading, self._seed, epoch)
 
-    def filtered(self, keep: Callable[[Record], bool]) -> "RecordSource":
+    def filtered(self, keep: Callable[[Line], bool]) -> "RecordSource":
         """The same source without the records that `keep` turns down. Raises DataError when none is left."""
-        lines = [line for line in self._lines if keep(self._read(line, epoch=0))]
-        source = RecordSource(self.path, lines, self._reading, self._seed)
-        source._refuse_empty(f"none of its {self.num_records} records is fit for training")
-        return source
+        kept = np.fromiter(map(keep, self.lines()), np.bool_, self.num_records)
+        if not kept.any():
+            raise _no_record(self.path, f"none of its {self.num_records} records is fit for training")
+        return RecordSource(self.path, self._index[kept], self._reading, self._seed)
 
     def _permuted(self, epoch: int) -> Sequence[int]:
         if self._seed is None:
@@ -118,58 +115,32 @@ class RecordSource:
         order: list[int] = np.random.default_rng((self._seed, epoch)).permutation(self.num_records).tolist()
         return order
 
-    def _read(self, line: Line, epoch: int) -> Record:
-        with self.path.open("rb") as file:
-            file.seek(line.offset)
-            text = file.read(line.num_bytes)
-        record = read_record(
-            text,
-            self.path,
-            line.number,
-            Rules(self._reading.coordinate_space, self._reading.special_texts, check_images=False),
-        )
-        if self._reading.polygons == "as_bbox":
-            record = as_boxes(record)
-        order_seed = f"{self._seed}/{epoch}/{record.record_id}"
-        return replace(record, objects=ordered(record.objects, self._reading.object_ordering, order_seed))
 
-    def _refuse_empty(self, reason: str) -> None:
-        if not self._lines:
-            raise DataError(f"{self.path}: no record to train on or evaluate: {reason}")
-
-
-def line_number(record: Record) -> int:
-    """The line that a record stands in, counted from 1."""
-    return int(record.record_id.rpartition(":")[2])
-
-
-def _has_usable_kinds(record: Record, path: Path, reading: Reading, counts: ReadCounts) -> bool:
-    """Whether all geometries may be learned. Raises RecordError for a polygon where bad records are errors."""
-    polygons = [index for index, item in enumerate(record.objects) if item.kind == "poly"]
-    if not polygons or reading.polygons != "error":
-        return True
-    error = RecordError(
-        path,
-        line_number(record),
-        polygons[0],
-        "poly cannot be learned yet; set custom.poly_as_bbox: true to learn its bounding box",
+def read_all(path: Path, reading: Reading, limit: int | None = None) -> tuple[Record, ...]:
+    """Read a file, or its first `limit` good records, into memory. Errors as of `RecordSource.opened`."""
+    return tuple(
+        _arranged(build_record(line.content, path, line.number), reading)
+        for line in _usable_lines(path, reading, reading.check, limit, ReadCounts())
     )
-    if reading.on_bad_record == "error":
-        raise error
-    logger.warning("skipped %s", error)
-    counts.records -= 1
-    counts.skipped.append(error)
-    return False
 
 
-def _lines_at(path: Path, numbers: Sequence[int]) -> list[Line]:
-    """Find the lines with these ascending numbers."""
-    wanted = iter(numbers)
-    number, lines, offset = next(wanted, None), [], 0
-    with path.open("rb") as file:
-        for at, text in enumerate(file, 1):
-            if at == number:
-                lines.append(Line(at, offset, len(text)))
-                number = next(wanted, None)
-            offset += len(text)
-    return lines
+def _usable_lines(
+    path: Path, reading: Reading, check: Callable[[bytes, Path, Changes], T], limit: int | None, counts: ReadCounts
+) -> Iterator[GoodLine[T]]:
+    """The first `limit` good lines, at least one."""
+    try:
+        yield from islice(good_lines(path, check, reading.on_bad_record, counts), limit)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; name an existing JSONL file") from error
+    if not counts.records:
+        raise _no_record(path, "every record was skipped" if counts.skipped else "the file has no record")
+
+
+def _no_record(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: no record to train on or evaluate: {reason}")
+
+
+def _arranged(record: Record, reading: Reading, seed: int | None = None, epoch: int = 0) -> Record:
+    """The record with its objects in the order in which an epoch has them."""
+    order_seed = f"{seed}/{epoch}/{record.record_id}"
+    return replace(record, objects=ordered(record.objects, reading.object_ordering, order_seed))

@@ -2,16 +2,18 @@
 
 import logging
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from learner.detection.geometry import bounding_box, widened
-from learner.detection.record_rules import BrokenRule, Changes, CoordinateSpace, Kind, Rules
+from learner.detection.geometry import bounding_box
+from learner.detection.record_rules import BrokenRule, Changes, CheckedRecord, CoordinateSpace, Kind, Rules
 from shared.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ class ReadCounts(Changes):
     skipped: list[RecordError] = field(default_factory=list)
 
 
+class GoodLine(NamedTuple, Generic[T]):
+    """A line that breaks no rule: its number (from 1), first byte and length in bytes, and what was made of it."""
+
+    number: int
+    offset: int
+    num_bytes: int
+    content: T
+
+
 def read_records(
     path: str | Path,
     *,
@@ -71,45 +82,57 @@ def read_records(
 
     Raises RecordError for the first bad record, and OSError when the file cannot be read.
     """
-    counts = ReadCounts() if counts is None else counts
     rules = Rules(coordinate_space, frozenset(special_texts), check_images)
+    for line in good_lines(path, rules.check, on_bad_record, ReadCounts() if counts is None else counts):
+        yield build_record(line.content, path, line.number)
+
+
+def good_lines(
+    path: str | Path,
+    check: Callable[[bytes, Path, Changes], T],
+    on_bad_record: Literal["error", "skip"],
+    counts: ReadCounts,
+) -> Iterator[GoodLine[T]]:
+    """What `check`, of `Rules`, makes of the lines of a file. Errors as for `read_records`."""
+    folder, offset = Path(path).parent, 0
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
+            start, offset = offset, offset + len(line)
             if not line.strip():
                 continue
             try:
-                record = read_record(line, path, number, rules, counts)
-            except RecordError as error:
+                content = check(line, folder, counts)
+            except BrokenRule as broken:
+                error = RecordError(path, number, broken.object_index, broken.reason)
                 if on_bad_record == "error":
-                    raise
+                    raise error from None
                 logger.warning("skipped %s", error)
                 counts.skipped.append(error)
                 continue
             counts.records += 1
-            yield record
+            yield GoodLine(number, start, len(line), content)
 
 
-def read_record(line: bytes, path: str | Path, number: int, rules: Rules, changes: Changes | None = None) -> Record:
+def read_record(line: bytes, path: str | Path, number: int, rules: Rules) -> Record:
     """Read one line of `path`, the `number`-th (from 1). Raises RecordError when it breaks one of the rules."""
-    folder, changes = Path(path).parent, Changes() if changes is None else changes
     try:
-        checked = rules.check(line, folder, changes)
+        content = rules.check(line, Path(path).parent, Changes())
     except BrokenRule as broken:
         raise RecordError(path, number, broken.object_index, broken.reason) from None
+    return build_record(content, path, number)
+
+
+def build_record(content: CheckedRecord, path: str | Path, number: int) -> Record:
+    """The record of a good line."""
+    path = Path(path)
     return Record(
-        record_id=f"{Path(path).stem}:{number}",
-        images=(str((folder / checked.image).resolve()),),
-        width=checked.width,
-        height=checked.height,
-        objects=tuple(GroundTruthObject(*item) for item in checked.objects),
-        metadata=checked.metadata,
+        record_id=f"{path.stem}:{number}",
+        images=(str((path.parent / content.image).resolve()),),
+        width=content.width,
+        height=content.height,
+        objects=tuple(GroundTruthObject(*item) for item in content.objects),
+        metadata=content.metadata,
     )
-
-
-def as_boxes(record: Record, changes: Changes | None = None) -> Record:
-    """The record with every polygon replaced by its bounding box; one without extent is widened, and counted."""
-    changes = Changes() if changes is None else changes
-    return replace(record, objects=tuple(_as_box(item, changes) for item in record.objects))
 
 
 def ordered(
@@ -122,12 +145,3 @@ def ordered(
     if ordering == "random":
         return tuple(random.Random(seed).sample(objects, len(objects)))
     return tuple(sorted(objects, key=lambda item: bounding_box(item.bins)[1::-1]))
-
-
-def _as_box(item: GroundTruthObject, changes: Changes) -> GroundTruthObject:
-    if item.kind == "bbox_2d":
-        return item
-    around = bounding_box(item.bins)
-    box = widened(around)
-    changes.widened += box != around
-    return replace(item, kind="bbox_2d", bins=box)

@@ -8,18 +8,19 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from learner.detection.geometry import bins_of_px, widened
+from learner.detection.geometry import MAX_BIN, bins_of_px, bounding_box, widened
 from learner.detection.image_size import UNREADABLE_IMAGE, image_size
-from learner.detection.vocabulary import NUM_BINS
+from learner.detection.plain_boxes import CONTROL, NUMBERS, descs_of_plain_boxes
+from learner.detection.vocabulary import NUM_BINS, coordinate_text
 
 Kind = Literal["bbox_2d", "poly"]
 KINDS: tuple[Kind, ...] = ("bbox_2d", "poly")
 CoordinateSpace = Literal["px", "norm1000"]
+Polygons = Literal["error", "as_bbox", "keep"]
 
 TOLERANCE_PX = 1.0
 """Values this far outside the image are clamped, others are errors."""
-_COORDINATE = re.compile(r"<\|coord_(0|[1-9][0-9]{0,2})\|>")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_BIN_OF_TEXT = {coordinate_text(bin): bin for bin in range(NUM_BINS)}
 
 
 class BrokenRule(Exception):
@@ -38,12 +39,8 @@ class Changes:
     clamped: int = 0
 
 
-class CheckedObject(NamedTuple):
-    """An object that breaks no rule. `bins` is flat, each 0..999."""
-
-    desc: str
-    kind: Kind
-    bins: tuple[int, ...]
+CheckedObject = tuple[str, Kind, tuple[int, ...]]
+"""desc, kind and bins (flat, each 0..999) of an object that breaks no rule."""
 
 
 class CheckedRecord(NamedTuple):
@@ -56,19 +53,47 @@ class CheckedRecord(NamedTuple):
     metadata: dict[str, Any] | None
 
 
+class RecordSize(NamedTuple):
+    """How much a good line holds: px of its image, the descs of its objects, and how many coordinates they have."""
+
+    width: int
+    height: int
+    descs: list[str]
+    num_coordinates: int
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the lines of a file are held to.
 
     `special_texts` are a tokenizer's special tokens, which no desc may hold. `check_images` opens each image's header.
+    `polygons`: "error" refuses them, "as_bbox" takes their bounding boxes, "keep" leaves them as they are.
     """
 
     coordinate_space: CoordinateSpace = "px"
     special_texts: frozenset[str] = field(default=frozenset(), repr=False)
     check_images: bool = True
+    polygons: Polygons = "keep"
 
     def check(self, line: bytes, folder: Path, changes: Changes) -> CheckedRecord:
         """Check a line of a file in `folder`; what had to be changed is counted in `changes`. Raises BrokenRule."""
+        raw, image, width, height = self._frame(line, folder)
+        return CheckedRecord(image, width, height, self._objects(raw, width, height, changes), raw.get("metadata"))
+
+    def measure(self, line: bytes, folder: Path, changes: Changes) -> RecordSize:
+        """`check` a line for its size alone, which is faster."""
+        raw, _, width, height = self._frame(line, folder)
+        objects = raw.get("objects")
+        if self.coordinate_space == "px" and isinstance(objects, list):
+            descs = descs_of_plain_boxes(objects, width, height, _any_of(self.special_texts))
+            if descs is not None:
+                return RecordSize(width, height, descs, 4 * len(descs))
+        checked = self._objects(raw, width, height, changes)
+        num_coordinates = sum([len(bins) for _, _, bins in checked])
+        return RecordSize(width, height, [desc for desc, _, _ in checked], num_coordinates)
+
+    def _frame(self, line: bytes, folder: Path) -> tuple[dict[str, Any], str, int, int]:
+        """All but the objects: the line as parsed, path of the image as written, width and height."""
         raw = _json_object(line)
         width, height = _size(raw, "width"), _size(raw, "height")
         image = _image(raw)
@@ -77,7 +102,7 @@ class Rules:
         metadata = raw.get("metadata")
         if not (metadata is None or isinstance(metadata, dict)):
             raise BrokenRule(f"metadata must be an object, got {_shown(metadata)}")
-        return CheckedRecord(image, width, height, self._objects(raw, width, height, changes), metadata)
+        return raw, image, width, height
 
     def _objects(self, raw: dict[str, Any], width: int, height: int, changes: Changes) -> list[CheckedObject]:
         entries = raw.get("objects")
@@ -89,55 +114,91 @@ class Rules:
                 objects.append(self._object(entry, width, height, changes))
             except BrokenRule as broken:
                 raise BrokenRule(broken.reason, index) from None
-        return objects
+        return self._without_polygons(objects, changes)
+
+    def _without_polygons(self, objects: list[CheckedObject], changes: Changes) -> list[CheckedObject]:
+        kinds = [kind for _, kind, _ in objects]
+        if self.polygons == "keep" or "poly" not in kinds:
+            return objects
+        if self.polygons == "error":
+            reason = "poly cannot be learned yet; set custom.poly_as_bbox: true to learn its bounding box"
+            raise BrokenRule(reason, kinds.index("poly"))
+        return [(desc, "bbox_2d", box_around(bins, changes)) for desc, _, bins in objects]
 
     def _object(self, entry: Any, width: int, height: int, changes: Changes) -> CheckedObject:
         if not isinstance(entry, dict):
             raise BrokenRule(f"an object must be a JSON object, got {_shown(entry)}")
-        kind = _kind(entry)
-        bins = self._bins(kind, entry[kind], width, height, changes)
-        return CheckedObject(self._desc(entry), kind, bins)
-
-    def _desc(self, entry: dict[str, Any]) -> str:
+        box, polygon = entry.get("bbox_2d"), entry.get("poly")
+        if box is not None and polygon is not None:
+            raise BrokenRule("both geometries: an object has bbox_2d or poly, not both")
+        kind: Kind
+        if box is not None:
+            kind, bins = "bbox_2d", self._box(box, width, height, changes)
+        elif polygon is not None:
+            kind, bins = "poly", self._polygon(polygon, width, height, changes)
+        else:
+            raise BrokenRule(f"unknown geometry: needs bbox_2d or poly, has the keys {sorted(entry)}")
         desc = entry.get("desc")
         if not isinstance(desc, str) or not desc.strip():
             raise BrokenRule(f"desc must be a non-blank string, got {_shown(desc)}")
-        if found := _CONTROL.search(desc):
+        if found := CONTROL.search(desc):
             raise BrokenRule(f"desc {desc!r} has the control character {found.group()!r}")
-        if self.special_texts and (found := _any_of(self.special_texts).search(desc)):
+        if found := _any_of(self.special_texts).search(desc):
             raise BrokenRule(f"desc {desc!r} has the text of the special token {found.group()}")
-        return desc
+        return desc, kind, bins
 
-    def _bins(self, kind: Kind, values: Any, width: int, height: int, changes: Changes) -> tuple[int, ...]:
+    def _box(self, values: Any, width: int, height: int, changes: Changes) -> tuple[int, ...]:
         if not isinstance(values, list):
-            raise BrokenRule(f"{kind} must be a list, got {_shown(values)}")
-        if kind == "bbox_2d" and len(values) != 4:
+            raise BrokenRule(f"bbox_2d must be a list, got {_shown(values)}")
+        if len(values) != 4:
             raise BrokenRule(f"wrong arity: bbox_2d needs 4 values, got {len(values)}")
-        if kind == "poly" and (len(values) < 6 or len(values) % 2):
-            raise BrokenRule(f"wrong arity: poly needs an even number of values ≥ 6, got {len(values)}")
-        numbers, are_bins = self._numbers(kind, values)
-        if kind == "bbox_2d":
-            for low, high, axis in ((numbers[0], numbers[2], "x"), (numbers[1], numbers[3], "y")):
-                if high <= low:
-                    raise BrokenRule(f"bbox_2d {values}: {axis}2 ≤ {axis}1 ({high} ≤ {low})")
-        if are_bins:
-            return tuple(int(number) for number in numbers)
-        return _quantised(kind, numbers, width, height, changes)
+        in_px = self._are_in_px(values)
+        x1, y1, x2, y2 = values if in_px else self._given_bins("bbox_2d", values)
+        if x2 <= x1:
+            raise BrokenRule(f"bbox_2d {values}: x2 ≤ x1 ({x2} ≤ {x1})")
+        if y2 <= y1:
+            raise BrokenRule(f"bbox_2d {values}: y2 ≤ y1 ({y2} ≤ {y1})")
+        if not in_px:
+            return x1, y1, x2, y2
+        if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+            x1, y1, x2, y2 = _inside("bbox_2d", values, width, height, changes)
+        box = (
+            # `bin_of_px` of each, written out: what lies inside needs no clamping.
+            round(MAX_BIN * x1 / width),
+            round(MAX_BIN * y1 / height),
+            round(MAX_BIN * x2 / width),
+            round(MAX_BIN * y2 / height),
+        )
+        if box[0] < box[2] and box[1] < box[3]:
+            return box
+        changes.widened += 1
+        return widened(box)
 
-    def _numbers(self, kind: Kind, values: list[Any]) -> tuple[list[float], bool]:
-        """The values as numbers, and whether these are bins already."""
-        if all(isinstance(value, str) for value in values):
-            found = [_COORDINATE.fullmatch(value) for value in values]
-            if None in found:
+    def _polygon(self, values: Any, width: int, height: int, changes: Changes) -> tuple[int, ...]:
+        if not isinstance(values, list):
+            raise BrokenRule(f"poly must be a list, got {_shown(values)}")
+        if len(values) < 6 or len(values) % 2:
+            raise BrokenRule(f"wrong arity: poly needs an even number of values ≥ 6, got {len(values)}")
+        if not self._are_in_px(values):
+            return self._given_bins("poly", values)
+        return bins_of_px(_inside("poly", values, width, height, changes), width, height)
+
+    def _are_in_px(self, values: list[Any]) -> bool:
+        return self.coordinate_space == "px" and set(map(type, values)) <= NUMBERS
+
+    def _given_bins(self, kind: Kind, values: list[Any]) -> tuple[int, ...]:
+        """The bins that values are, or name, that are not in px."""
+        types = set(map(type, values))
+        if types == {str}:
+            bins = tuple(_BIN_OF_TEXT.get(value, -1) for value in values)
+            if -1 in bins:
                 raise BrokenRule(f"{kind} {_shown(values)}: not a coordinate token <|coord_0|> … <|coord_999|>")
-            return [int(match.group(1)) for match in found if match], True
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+            return bins
+        if not types <= NUMBERS:
             raise BrokenRule(f"{kind} {_shown(values)}: values are all numbers or all coordinate tokens")
-        if self.coordinate_space == "norm1000":
-            if not all(isinstance(value, int) and 0 <= value < NUM_BINS for value in values):
-                raise BrokenRule(f"{kind} {values}: norm1000 takes whole numbers 0..999")
-            return values, True
-        return values, False
+        if types != {int} or min(values) < 0 or max(values) >= NUM_BINS:
+            raise BrokenRule(f"{kind} {values}: norm1000 takes whole numbers 0..999")
+        return tuple(values)
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
@@ -180,40 +241,30 @@ def _check_image(image: Path, width: int, height: int) -> None:
         raise BrokenRule(f"image {image} is {size[0]}x{size[1]} px, but the record says {width}x{height}")
 
 
-def _kind(entry: dict[str, Any]) -> Kind:
-    kinds = [kind for kind in KINDS if entry.get(kind) is not None]
-    if len(kinds) == 2:
-        raise BrokenRule("both geometries: an object has bbox_2d or poly, not both")
-    if not kinds:
-        raise BrokenRule(f"unknown geometry: needs bbox_2d or poly, has the keys {sorted(entry)}")
-    return kinds[0]
+def _inside(kind: Kind, values: list[float], width: int, height: int, changes: Changes) -> list[float]:
+    """Pixel values x, y, x, y, …, those clamped to the image that are at most 1 px outside."""
+    inside = []
+    for place, value in enumerate(values):
+        axis, size = ("y", height) if place % 2 else ("x", width)
+        if not -TOLERANCE_PX <= value <= size + TOLERANCE_PX:
+            raise BrokenRule(f"{kind}: {axis} = {value} is outside the image (0..{size} px) by more than 1 px")
+        changes.clamped += not 0 <= value <= size
+        inside.append(min(max(value, 0), size))
+    return inside
 
 
-def _quantised(kind: Kind, numbers: list[float], width: int, height: int, changes: Changes) -> tuple[int, ...]:
-    inside = [
-        _inside(kind, value, *(("y", height) if place % 2 else ("x", width)), changes)
-        for place, value in enumerate(numbers)
-    ]
-    bins = bins_of_px(inside, width, height)
-    if kind == "poly" or (bins[0] < bins[2] and bins[1] < bins[3]):
-        return bins
-    changes.widened += 1
-    return widened(bins)
-
-
-def _inside(kind: Kind, value: float, axis: str, size: int, changes: Changes) -> float:
-    """A pixel value, clamped to the image when it is at most 1 px outside."""
-    if 0 <= value <= size:
-        return value
-    if not -TOLERANCE_PX <= value <= size + TOLERANCE_PX:
-        raise BrokenRule(f"{kind}: {axis} = {value} is outside the image (0..{size} px) by more than 1 px")
-    changes.clamped += 1
-    return min(max(value, 0), size)
+def box_around(bins: tuple[int, ...], changes: Changes) -> tuple[int, ...]:
+    """The bounding box of a box or polygon; one without extent is widened, and counted."""
+    around = bounding_box(bins)
+    box = widened(around)
+    changes.widened += box != around
+    return box
 
 
 @lru_cache(maxsize=8)
 def _any_of(texts: frozenset[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+    """Finds the longest of these texts; nothing when there are none."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 def _shown(value: Any) -> str:

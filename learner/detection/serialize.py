@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import orjson
+
 from learner.detection.vocabulary import coordinate_text
 
 
@@ -48,3 +50,19 @@ def answer_text(objects: Iterable[Describable] | Sequence[Describable], start_in
     """Write an answer, in the order given; no objects is `{}`. The stop token is not part of it."""
     entries = (object_text(index, item) for index, item in enumerate(objects, start_index))
     return "{" + SEPARATOR.join(entries) + CLOSE_ANSWER
+
+
+_OBJECT_BYTES = len("".join(open_object(0, "", "bbox_2d")) + CLOSE_OBJECT + SEPARATOR) - len("0" + BETWEEN_COORDINATES)
+"""Bytes of an object without its number, its desc and its coordinates; "bbox_2d" is the longer kind."""
+
+
+def most_answer_tokens(descs: Sequence[str], num_coordinates: int) -> int:
+    """At most how many tokens an answer has, with its stop token, however its text is tokenised.
+
+    A token is a byte or more, a coordinate is one token. `descs` are those of all objects, `num_coordinates` counts the
+    coordinates of all of them.
+    """
+    per_object = _OBJECT_BYTES + len(str(len(descs)))
+    num_desc_bytes = len(orjson.dumps("".join(descs))) - len('""')  # escapes what `json.dumps` does, and is faster
+    in_geometries = num_coordinates * (1 + len(BETWEEN_COORDINATES))
+    return len("{}") + len(descs) * per_object + num_desc_bytes + in_geometries + 1

@@ -129,9 +129,8 @@ def test_prompts_are_made_as_written(config_of: ConfigOf, checkpoint: Path) -> N
         return open_encoder(config_of(*overrides), checkpoint, tokenizer)
 
     def image_tokens(width: int, *overrides: str) -> int:
-        record = Record("data:1", ("none.png",), width, width, ())
         encoder = encoder_of(*overrides)
-        return encoder.num_prompt_tokens(record) - len(encoder.request_token_ids) + 1
+        return encoder.num_prompt_tokens(width, width) - len(encoder.request_token_ids) + 1
 
     text = tokenizer.decode(encoder_of("template.system=Be brief.", "custom.user_prompt=Count.").request_token_ids)
     assert "Be brief." in text

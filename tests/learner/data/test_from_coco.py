@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from learner.data.from_coco import desc_of, main
-from learner.detection.record import as_boxes, read_records
+from learner.detection.geometry import bounding_box
+from learner.detection.record import read_records
 
 ANNOTATIONS: dict[str, Any] = {
     "categories": [{"id": 3, "name": "baby_buggy"}, {"id": 9, "name": "cat"}],
@@ -67,7 +68,7 @@ def test_images_are_named_relative_to_the_file(source: Path) -> None:
 def test_single_polygons_are_kept_and_others_become_boxes(source: Path) -> None:
     first, second, _ = read_records(convert(source, "--geometry", "poly"))
     assert [(item.kind, len(item.bins)) for item in first.objects] == [("poly", 6), ("bbox_2d", 4)]
-    assert as_boxes(second).objects[0].bins == (0, 0, 100, 400)
+    assert bounding_box(second.objects[0].bins) == (0, 0, 100, 400)
 
 
 def write(source: Path, *annotations: dict[str, Any]) -> None:

@@ -8,21 +8,15 @@ import orjson
 import pytest
 
 from learner.data.encoding import Encoder
-from learner.data.lengths import (
-    MAX_MODEL_LEN,
-    check_validation_prompts,
-    most_answer_tokens,
-    most_tokens,
-    without_long_records,
-)
+from learner.data.lengths import without_long_records
+from learner.data.opening import MAX_MODEL_LEN, check_validation_prompts, fit_training
 from learner.data.records import Reading, RecordSource
-from learner.detection.serialize import answer_text
+from learner.detection.record import Record
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
 from learner.servers.rollouts import check_server
-from shared.config.models import Config
 from shared.errors import ConfigError, DataError
 from shared.wire import ServerInfo, ServerLimits
 
@@ -52,37 +46,49 @@ def source(image: Callable[..., bytes], tmp_path: Path) -> RecordSource:
     return RecordSource.opened(path, Reading(), seed=None)[0]
 
 
+def records_of(source: RecordSource) -> list[Record]:
+    return [source.record_at(cursor) for cursor in range(source.num_records)]
+
+
+def sizes_of(source: RecordSource) -> list[tuple[int, int]]:
+    return [(line.width, line.height) for line in source.lines()]
+
+
 def lengths(source: RecordSource, encoder: Encoder, vocabulary: CoordinateVocabulary) -> list[int]:
     return [
         ground_truth_target("", encoder.encode_now(record).prompt_token_ids, record.objects, vocabulary).num_tokens
-        for record in source.in_file_order()
+        for record in records_of(source)
     ]
 
 
 def test_a_record_is_long_when_no_pack_holds_prompt_and_answer(
-    source, encoder, vocabulary, config_of: Callable[..., Config]
+    source: RecordSource, encoder: Encoder, vocabulary: CoordinateVocabulary
 ) -> None:
     _, longest = lengths(source, encoder, vocabulary)
-    fits = config_of(f"global_max_length={longest}")
-    assert without_long_records(source, encoder, vocabulary, fits).num_records == 2
+    fitting = without_long_records(source, encoder, vocabulary, longest, "error")
+    assert (fitting.source.num_records, fitting.longest_target) == (2, longest)
     with pytest.raises(DataError) as raised:
-        without_long_records(source, encoder, vocabulary, config_of(f"global_max_length={longest - 1}"))
+        without_long_records(source, encoder, vocabulary, longest - 1, "error")
     for part in ("data:2", str(longest), str(longest - 1), "global_max_length", "custom.on_long_target: skip"):
         assert part in str(raised.value)
 
 
-def test_long_records_can_be_left_out(source, encoder, vocabulary, config_of) -> None:
+def test_long_records_can_be_left_out(source, encoder, vocabulary) -> None:
     _, longest = lengths(source, encoder, vocabulary)
-    config = config_of(f"global_max_length={longest - 1}", "custom.on_long_target=skip")
-    left = without_long_records(source, encoder, vocabulary, config)
-    assert [record.record_id for record in left.in_file_order()] == ["data:1"]
+    left = without_long_records(source, encoder, vocabulary, longest - 1, "skip")
+    assert [record.record_id for record in records_of(left.source)] == ["data:1"]
 
 
-def test_the_quick_bound_is_never_too_low(source, encoder, vocabulary) -> None:
-    for record, length in zip(source.in_file_order(), lengths(source, encoder, vocabulary), strict=True):
-        prompt = encoder.num_prompt_tokens(record)
-        assert prompt == len(encoder.encode_now(record).prompt_token_ids)
-        assert length - prompt <= most_answer_tokens(record) <= len(answer_text(record.objects).encode())
+def test_the_quick_bound_is_never_too_low_and_gives_way_to_the_exact_number(source, encoder, vocabulary) -> None:
+    exact = lengths(source, encoder, vocabulary)
+    prompts = [encoder.num_prompt_tokens(*size) for size in sizes_of(source)]
+    assert prompts == [len(encoder.encode_now(record).prompt_token_ids) for record in records_of(source)]
+    bounds = [prompt + line.most_answer_tokens for prompt, line in zip(prompts, source.lines(), strict=True)]
+    assert all(length <= bound for length, bound in zip(exact, bounds, strict=True))
+    within = without_long_records(source, encoder, vocabulary, bounds[1], "error")
+    assert (within.longest_target, within.longest_prompt) == (bounds[1], max(prompts))
+    assert bounds[1] > exact[1]
+    assert without_long_records(source, encoder, vocabulary, bounds[1] - 1, "error").longest_target == exact[1]
 
 
 @pytest.mark.parametrize(
@@ -100,50 +106,43 @@ def test_a_prompt_must_leave_room_for_the_answer_in_a_pack_and_on_a_server(
     source, encoder, vocabulary, config_of, global_room: int, server_room: int | None, small: str | None
 ) -> None:
     """`…_room` is what is left beside the longest prompt, for an answer of 400 new tokens."""
-    prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
+    prompt = max(encoder.num_prompt_tokens(*size) for size in sizes_of(source))
     limits = {"global_max_length": prompt + global_room, MAX_MODEL_LEN: server_room and prompt + server_room}
     keys = [f"{key}={'null' if value is None else value}" for key, value in limits.items()]
     config = config_of(*keys, f"{MAX_NEW_TOKENS}=400")
     if small is None:
-        assert without_long_records(source, encoder, vocabulary, config).num_records == 2
+        assert fit_training(source, encoder, vocabulary, config).source.num_records == 2
         return
     with pytest.raises(ConfigError) as raised:
-        without_long_records(source, encoder, vocabulary, config)
+        fit_training(source, encoder, vocabulary, config)
     said = f"{small}: the longest prompt of {source.path} has {prompt} tokens; with 400 new ones it exceeds "
     assert str(raised.value).startswith(f"{said}{limits[small]};")
 
 
-def test_a_prompt_that_is_left_out_needs_no_room(source, encoder, vocabulary, config_of) -> None:
+def test_a_prompt_that_is_left_out_needs_no_room(tmp_path: Path, vocabulary, config_of) -> None:
     """The longest prompt stands in the record that no pack can hold."""
-    record, long = source.in_file_order()
-    prompts = {record.record_id: 20, long.record_id: 90}
-    encoder = SimpleNamespace(num_prompt_tokens=lambda record: prompts[record.record_id])
+    path = tmp_path / "data.jsonl"
+    sizes = ({"width": width, "height": 64, "images": ["none.png"], "objects": []} for width in (64, 128))
+    path.write_bytes(b"\n".join(map(orjson.dumps, sizes)))
+    source, _ = RecordSource.opened(path, Reading(check_images=False), seed=None)
+    encoder = SimpleNamespace(num_prompt_tokens=lambda width, height: {64: 20, 128: 99}[width])
     config = config_of("global_max_length=100", "custom.on_long_target=skip", f"{MAX_NEW_TOKENS}=80")
-    assert without_long_records(source, encoder, vocabulary, config).num_records == 1
+    assert fit_training(source, encoder, vocabulary, config).longest_prompt == 20
 
 
 def test_a_validation_prompt_must_leave_room_on_a_server(source, encoder, config_of) -> None:
     """Packs never hold one, so `global_max_length` counts only where it is the server's length too."""
-    prompt = max(encoder.num_prompt_tokens(record) for record in source.in_file_order())
-    records, val = source.in_file_order(), "custom.val_jsonl=val.jsonl"
+    prompt = max(encoder.num_prompt_tokens(*size) for size in sizes_of(source))
+    sizes, val = sizes_of(source), "custom.val_jsonl=val.jsonl"
     answer, stage1 = f"{MAX_NEW_TOKENS}=400", "custom.trainer_variant=stage1_sft"
     fits = config_of(val, "global_max_length=401", f"{MAX_MODEL_LEN}={prompt + 400}", answer)
-    assert check_validation_prompts(records, encoder, fits) == prompt
+    assert check_validation_prompts(sizes, encoder, fits) == prompt
     for key in ("global_max_length", MAX_MODEL_LEN):
         small = f"{key}={prompt + 399}"
         with pytest.raises(ConfigError, match=rf"^{key}: the longest prompt of val.jsonl has {prompt} tokens"):
-            check_validation_prompts(records, encoder, config_of(val, answer, small))
+            check_validation_prompts(sizes, encoder, config_of(val, answer, small))
     nothing_is_decoded = config_of(val, answer, "global_max_length=1", stage1)
-    assert check_validation_prompts(records, encoder, nothing_is_decoded) == prompt
-
-
-def test_the_bound_gives_way_to_the_exact_number_where_it_is_too_high(source, encoder, vocabulary) -> None:
-    _, longest = lengths(source, encoder, vocabulary)
-    record = source.in_file_order()[1]
-    prompt = encoder.num_prompt_tokens(record)
-    bound = prompt + most_answer_tokens(record)
-    assert most_tokens(record, prompt, vocabulary, bound) == bound > longest
-    assert most_tokens(record, prompt, vocabulary, bound - 1) == longest
+    assert check_validation_prompts(sizes, encoder, nothing_is_decoded) == prompt
 
 
 def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from learner.data.records import Reading, RecordSource, line_number
-from learner.detection.record import RecordError
+from learner.data.records import Reading, RecordSource, read_all
+from learner.detection.record import ReadCounts, RecordError, read_records
 from shared.errors import DataError
 
 BOX = {"desc": "cat", "bbox_2d": [2, 3, 20, 30]}
@@ -50,7 +52,7 @@ def test_a_run_resumes_at_any_record(tmp_path: Path) -> None:
 def test_without_a_seed_the_file_s_order_stays(tmp_path: Path) -> None:
     source = opened(written(tmp_path, [[BOX]] * 3), seed=None)
     assert ids(source, 0, 6) == ["train:1", "train:2", "train:3"] * 2
-    assert [record.record_id for record in source.in_file_order()] == ["train:1", "train:2", "train:3"]
+    assert [line.number for line in source.lines()] == [1, 2, 3]
 
 
 def test_a_limit_takes_the_first_good_records_and_keeps_their_ids(tmp_path: Path) -> None:
@@ -58,7 +60,6 @@ def test_a_limit_takes_the_first_good_records_and_keeps_their_ids(tmp_path: Path
     path.write_text("\n" + path.read_text())
     source = opened(path, limit=2, on_bad_record="skip")
     assert sorted(ids(source, 0, 2)) == ["train:2", "train:4"]
-    assert line_number(source.record_at(0)) in (2, 4)
 
 
 def test_a_bad_record_stops_the_run_before_it_starts(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_polygon_without_extent_is_counted_where_its_box_is_widened(tmp_path: 
     path = written(tmp_path, [[BOX, POLY], [line, sliver], [line]])
     for polygons, limit, num_widened in (("as_bbox", None, 3), ("as_bbox", 2, 2), ("keep", None, 1)):
         source, counts = RecordSource.opened(path, Reading(polygons=polygons), seed=None, limit=limit)
-        source.in_file_order()
+        ids(source, 0, source.num_records)
         assert counts.widened == num_widened
     assert opened(path, seed=None, polygons="as_bbox").record_at(2).objects[0].bins == (25, 25, 225, 26)
 
@@ -110,9 +111,9 @@ def test_objects_are_sorted_or_shuffled_anew_each_epoch(tmp_path: Path) -> None:
 
 def test_filtering_leaves_out_records_and_refuses_to_leave_none(tmp_path: Path) -> None:
     source = opened(written(tmp_path, [[], [BOX], [BOX, BOX]]), seed=None)
-    assert ids(source.filtered(lambda record: len(record.objects) < 2), 0, 2) == ["train:1", "train:2"]
+    assert ids(source.filtered(lambda line: line.number < 3), 0, 2) == ["train:1", "train:2"]
     with pytest.raises(DataError, match="none of its 3 records"):
-        source.filtered(lambda record: False)
+        source.filtered(lambda line: False)
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
@@ -120,3 +121,47 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(DataError, match=r"empty\.jsonl: .*has no record"):
         opened(path)
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    for read in (opened, lambda path: read_all(path, Reading())):
+        with pytest.raises(
+            DataError, match=r"absent\.jsonl cannot be read: No such file .*; name an existing JSONL file"
+        ):
+            read(tmp_path / "absent.jsonl")
+
+
+def line_of(width: int, *objects: dict[str, Any], **changes: Any) -> bytes:
+    line = {"images": ["none.png"], "width": width, "height": 40, "objects": list(objects), **changes}
+    return json.dumps(line, ensure_ascii=False).encode()
+
+
+lines = st.one_of(
+    st.builds(line_of, st.integers(0, 60), st.sampled_from([BOX, {"desc": "öl", "bbox_2d": [-0.5, 1, 5, 1.01]}])),
+    st.builds(line_of, st.just(40), st.sampled_from([BOX, POLY, {**BOX, "desc": ""}]), st.sampled_from([POLY, BOX])),
+    st.sampled_from([b"", b"  ", b"{", b"[1]", b"\xff", line_of(40, metadata=[]), line_of(40, metadata={"k": 1})]),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(lines, max_size=12), st.sampled_from(["keep", "as_bbox", "error"]), st.sampled_from([None, 1, 3]))
+def test_what_is_indexed_is_what_reading_the_file_gives(
+    tmp_path: Path, texts: list[bytes], polygons: str, limit: int | None
+) -> None:
+    path = tmp_path / "any.jsonl"
+    path.write_bytes(b"\n".join(texts))
+    reading = Reading(check_images=False, on_bad_record="skip", polygons=polygons)  # type: ignore[arg-type]
+    counts = ReadCounts()
+    read = list(read_records(path, on_bad_record="skip", check_images=False, counts=counts))
+    usable = [each for each in read if polygons != "error" or all(item.kind != "poly" for item in each.objects)]
+    if not usable:
+        with pytest.raises(DataError, match="no record to train on or evaluate"):
+            RecordSource.opened(path, reading, seed=None, limit=limit)
+        return
+    source, found = RecordSource.opened(path, reading, seed=None, limit=limit)
+    assert ids(source, 0, source.num_records) == [each.record_id for each in usable[:limit]]
+    assert tuple(map(source.record_at, range(source.num_records))) == read_all(path, reading, limit)
+    assert [(line.width, line.height) for line in source.lines()] == [(each.width, 40) for each in usable[:limit]]
+    assert found.records == source.num_records
+    if limit is None:
+        assert len(found.skipped) == len(counts.skipped) + len(read) - len(usable)

@@ -4,13 +4,18 @@ import json
 import logging
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from learner.detection.record import GroundTruthObject, ReadCounts, Record, RecordError, as_boxes, ordered, read_records
+from learner.detection.geometry import bins_of_px, widened
+from learner.detection.record import GroundTruthObject, ReadCounts, Record, RecordError, ordered, read_records
+from learner.detection.record_rules import BrokenRule, Changes, Rules
 
 CAT = {"desc": "cat", "bbox_2d": [10, 20, 110, 220]}
 
@@ -93,6 +98,9 @@ def test_a_box_without_extent_in_bins_is_widened_and_counted(
     (read,) = read_records(write(folder, record({"desc": "cat", "bbox_2d": box})), counts=counts)
     assert read.objects[0].bins == bins
     assert counts.widened == 1
+    measured = Changes()
+    Rules().measure(json.dumps(record(CAT, {"desc": "cat", "bbox_2d": box})).encode(), folder, measured)
+    assert measured.widened == 1
 
 
 BAD_OBJECTS = [
@@ -207,14 +215,80 @@ def test_the_size_of_a_turned_image_is_that_of_its_upright_view(folder: Path) ->
     assert (read.width, read.height) == (200, 400)
 
 
-def test_polygons_become_their_boxes() -> None:
-    flat = GroundTruthObject("line", "poly", (5, 7, 9, 7, 6, 7))
-    triangle = GroundTruthObject("cat", "poly", (50, 10, 90, 40, 20, 80))
-    boxed = as_boxes(Record("train:1", ("a.png",), 200, 400, (flat, triangle)))
-    assert [(item.kind, item.bins) for item in boxed.objects] == [
-        ("bbox_2d", (5, 7, 9, 8)),
-        ("bbox_2d", (20, 10, 90, 80)),
+def test_polygons_are_kept_boxed_or_refused(folder: Path) -> None:
+    flat, triangle = [1, 2, 19, 2, 8, 2], [10, 4, 18, 16, 4, 32]
+    line = json.dumps(record(CAT, *({"desc": "cat", "poly": poly} for poly in (flat, triangle)))).encode()
+    kept, changes = Rules().check(line, folder, Changes()), Changes()
+    assert [len(bins) for _, _, bins in kept.objects] == [4, 6, 6]
+    boxed = Rules(polygons="as_bbox").check(line, folder, changes)
+    assert boxed.objects == [
+        kept.objects[0],
+        ("cat", "bbox_2d", (5, 5, 95, 6)),
+        ("cat", "bbox_2d", (20, 10, 90, 80)),
     ]
+    assert changes.widened == 1
+    with pytest.raises(BrokenRule) as refused:
+        Rules(polygons="error").check(line, folder, Changes())
+    assert refused.value.object_index == 1
+    assert "custom.poly_as_bbox" in refused.value.reason
+
+
+def outcome(read: Callable[[bytes, Path, Changes], Any], *objects: Any) -> Any:
+    """What reading a line of 200 x 400 px gives: its size and the changes, or the rule that it breaks."""
+    changes = Changes()
+    try:
+        read(json.dumps(record(*objects)).encode(), Path(), changes)
+    except BrokenRule as broken:
+        return broken.reason, broken.object_index, changes
+    return changes
+
+
+@pytest.mark.parametrize("item", [item for item, _ in BAD_OBJECTS])
+def test_a_line_that_is_only_measured_breaks_the_same_rules(item: Any) -> None:
+    rules = Rules(special_texts=frozenset({"<|im_end|>"}), check_images=False)
+    assert outcome(rules.measure, CAT, item) == outcome(rules.check, CAT, item) != Changes()
+
+
+edges = st.sampled_from(
+    [-1.5, -1, -0.5, -0.0, 0, 0.1, 0.2, 0.3, 1, 7, 7.3, 7.5, 199.7, 199.9, 200, 200.5, 201, 390, 400, 402]
+)
+entries = st.fixed_dictionaries(
+    {"desc": st.sampled_from(["cat", "öl", "", " ", "a\x00", "<|im_end|>", "<|im", 3])},
+    optional={"bbox_2d": st.lists(edges, min_size=4, max_size=4) | st.none(), "poly": st.just([1, 1, 9, 1, 9, 8])},
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(entries, max_size=3))
+def test_measuring_a_line_finds_what_checking_it_finds(objects: list[dict[str, Any]]) -> None:
+    rules = Rules(special_texts=frozenset({"<|im_end|>"}), check_images=False)
+    assert outcome(rules.measure, *objects) == outcome(rules.check, *objects)
+
+
+NUMBERS = st.one_of(st.integers(-3, 45), st.floats(-2, 43, allow_nan=False))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(NUMBERS, min_size=4, max_size=4), st.integers(1, 40), st.integers(1, 40))
+def test_a_box_has_the_bins_of_its_clamped_corners(values: list[float], width: int, height: int) -> None:
+    """Against the rules as docs/data.md words them, value by value."""
+    x1, y1, x2, y2 = values
+    line = {"images": ["a.png"], "width": width, "height": height, "objects": [{"desc": "a", "bbox_2d": values}]}
+    changes, rules = Changes(), Rules(check_images=False)
+    is_inside = all(-1 <= value <= size + 1 for value, size in zip(values, (width, height) * 2, strict=True))
+    if not (is_inside and x1 < x2 and y1 < y2):
+        with pytest.raises(BrokenRule):
+            rules.check(json.dumps(line).encode(), Path(), changes)
+        return
+    ((_, _, bins),) = rules.check(json.dumps(line).encode(), Path(), changes).objects
+    clamped = [min(max(value, 0), size) for value, size in zip(values, (width, height) * 2, strict=True)]
+    quantised = bins_of_px(clamped, width, height)
+    assert bins == widened(quantised)
+    num_outside = sum(value != inside for value, inside in zip(values, clamped, strict=True))
+    assert (changes.clamped, changes.widened) == (num_outside, bins != quantised)
+    measured = Changes()
+    assert rules.measure(json.dumps(line).encode(), Path(), measured) == (width, height, ["a"], 4)
+    assert measured == changes
 
 
 def test_objects_are_ordered_by_top_then_left_with_ties_as_given() -> None:
