@@ -32,7 +32,7 @@ def descs_of_plain_boxes(objects: list[Any], width: int, height: int, special: r
         values, text = [*chain.from_iterable(boxes)], "".join(descs)
     except (KeyError, TypeError):  # not objects, or not with a box and a desc
         return None
-    if any(["poly" in entry for entry in objects]) or {*map(len, boxes)} != {4}:
+    if True in ["poly" in entry for entry in objects] or {*map(len, boxes)} != {4}:
         return None
     if not NUMBERS.issuperset(map(type, values)):
         return None
