@@ -18,7 +18,6 @@ from learner.families.load import load_tokenizer
 from learner.packing.packer import packer_of
 from learner.plan.planner import Planner
 from learner.plan.progress import Progress
-from learner.plan.time_split import LearnerActivity
 from learner.reporting.collapse_guard import Guard
 from learner.reporting.metrics_server import MetricsServer
 from learner.reporting.opening import open_reporting
@@ -26,7 +25,6 @@ from learner.reporting.trackers import check_trackers
 from learner.run import Run
 from learner.servers.http import check_servers_are_named
 from learner.training.opening import open_training
-from shared.accounting import TimeAccount
 from shared.checkpoint_facts import checkpoint_folder
 from shared.config.models import Config
 
@@ -50,11 +48,11 @@ async def _assemble(
     """Open room after room: first what costs seconds and may be wrong, then the model, then the servers."""
     start = start_of(config.model.model, config.tuner, config.training)
     data = open_data(config, checkpoint_folder(start.model), load_tokenizer(start.model), console)
-    check_servers_are_named(config)
+    if config.decodes:
+        check_servers_are_named(config.rollout.vllm.server)
     planner = Planner.of(config, data.training.num_records, data.training.record_at)
     max_steps, epochs = config.training.max_steps, config.training.num_train_epochs
     progress = Progress(max_steps if max_steps > 0 else planner.num_steps(epochs))
-    account = TimeAccount(LearnerActivity)
     training = stack.enter_context(
         open_training(
             config,
@@ -62,7 +60,6 @@ async def _assemble(
             start.adapters,
             num_steps=progress.num_steps,
             pad_token_id=data.tokenizer.pad_token_id,
-            account=account,
             console=console,
         )
     )
@@ -70,7 +67,7 @@ async def _assemble(
     checkpoints = open_checkpoints(config, training, guard, progress, start.resumed, folder)
     reporting = stack.enter_context(open_reporting(config, folder, progress, guard, data.vocabulary, metrics, console))
     decoding = await stack.enter_async_context(
-        open_decoding(config, data, planner, progress.num_steps, training.loaded, training.lane, account, console)
+        open_decoding(config, data, planner, progress.num_steps, training, console)
     )
     return Run(
         planner=planner,

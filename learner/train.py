@@ -14,7 +14,7 @@ async def train(run: Run) -> None:
         if run.evaluation.due_before_training(run.progress):
             await run.evaluate()
         async for step in run.steps():
-            kind, report = run.channels[step.channel], StepReport.opened(step, run.decoding.account)
+            kind, report = run.channels[step.channel], StepReport(step, run.decoding.account)
             report.add_time("time/sync_s", await decoder.open_next(step))  # this step's decoding, or that of one ahead
             samples = samples_of(step, kind, run.sources, report.add_taught)
             async with packed(step, samples, run.packer, learner.lay_out, run.in_order) as packs:

@@ -43,4 +43,5 @@ class RolloutSteps:
 
 
 def open_steps(config: Config, last_pass: LastPass, vocabulary: CoordinateVocabulary) -> StepKind:
+    """Channel B: each answer is completed to a target, which is teacher-forced."""
     return RolloutSteps(TargetMaker.of(config, vocabulary), SinglePass(last_pass))

@@ -15,10 +15,11 @@ from learner.decoding.replica import Restore
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.loaded import LoadedModel
 from learner.plan.planner import Planner
-from learner.plan.time_split import LearnerAccount, RunAccount
+from learner.plan.time_split import RunAccount
 from learner.servers.http import server_clients
 from learner.servers.rollouts import RolloutServer, check_server, introduce
 from learner.servers.weights import WeightChannel
+from learner.training.opening import Training
 from learner.weight_sync.publisher import Compute, Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights
 from learner.weight_sync.table import OUTLETS
@@ -49,9 +50,7 @@ async def open_decoding(
     data: Data,
     planner: Planner,
     num_steps: int,
-    loaded: LoadedModel,
-    compute: Compute,
-    account: LearnerAccount,
+    training: Training,
     console: Console,
 ) -> AsyncIterator[Decoding]:
     """Meet the servers that the configuration names, none in a run that decodes nothing.
@@ -63,12 +62,12 @@ async def open_decoding(
         servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
         infos = await introduce(servers, section.timeout_s)
         for server, info in zip(servers, infos, strict=True):
-            check_server(info, server.name, loaded.folder)
+            check_server(info, server.name, training.loaded.folder)
         channels = [WeightChannel(client, section.timeout_s) for client in clients]
-        with closing(publisher_of(config, channels, loaded, compute)) as weights:
-            sampling = sampling_of(config.rollout, data.vocabulary, loaded.family.facts)
+        with closing(publisher_of(config, channels, training.loaded, training.lane)) as weights:
+            sampling = sampling_of(config.rollout, data.vocabulary, training.loaded.family.facts)
             pool = pool_of(config, servers, sampling, infos, weights.resend)
-            run_account = RunAccount(account, [server.account for server in servers])
+            run_account = RunAccount(training.account, [server.account for server in servers])
             rules = rules_of(config, num_steps)
             if config.decodes:
                 console.print(rules.describe(config.pattern))

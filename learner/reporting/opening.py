@@ -37,7 +37,7 @@ def open_reporting(
 ) -> Iterator[Reporting]:
     """Go on with the logs in `folder` from where `progress` stands; `metrics` is sent all that trackers are sent."""
     training = config.training
-    trackers = (metrics, *trackers_for(config, folder, progress.step))
+    trackers = (metrics, *trackers_for(training, config.model_dump(mode="json"), folder, progress.step))
     monitor = Monitor(config.rollout.monitor_dump, folder / "pictures", vocabulary, progress.step)
     with Sinks(
         folder,

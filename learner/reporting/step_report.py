@@ -38,6 +38,7 @@ class StepReport:
     """Filled while a step runs, closed into a StepRecord. All on the event loop; no locks."""
 
     def __init__(self, plan: StepPlan, account: RunAccount) -> None:
+        """Begin a step. What `account` has seen since the last one was closed lies between the two."""
         self._plan = plan
         self._account = account
         self._between = account.lap()
@@ -50,11 +51,6 @@ class StepReport:
         self._learned: list[TaughtRollout] = []
         self._packs: list[LearnedPack] = []
         self._lost: list[LostSample] = []
-
-    @classmethod
-    def opened(cls, plan: StepPlan, account: RunAccount) -> "StepReport":
-        """Begin a step. What `account` has seen since the last one was closed lies between the two."""
-        return cls(plan, account)
 
     def add_time(self, name: str, seconds: float) -> None:
         """Add to one of the step's `time/…` metrics."""

@@ -3,9 +3,8 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from shared.config.models import Config
 from shared.config.training import TrainingSection
 from shared.errors import ConfigError
 from shared.extras import cure_for, is_installed
@@ -28,13 +27,18 @@ def check_trackers(training: TrainingSection) -> None:
             raise ConfigError(f"training.report_to: {name} is not installed; {cure_for(name)}, or set none")
 
 
-def trackers_for(config: Config, folder: Path, resumed_at: int) -> tuple[Tracker, ...]:
-    """Open the trackers of a run that logs into `folder` and goes on after `resumed_at` finished steps."""
+def trackers_for(
+    training: TrainingSection, values: Mapping[str, Any], folder: Path, resumed_at: int
+) -> tuple[Tracker, ...]:
+    """Open the trackers of a run that logs into `folder` and goes on after `resumed_at` finished steps.
+
+    `values` is the whole configuration, for a tracker that keeps it beside the curves.
+    """
     trackers: list[Tracker] = []
-    if "tensorboard" in config.training.report_to:
+    if "tensorboard" in training.report_to:
         trackers.append(TensorBoardTracker(folder / "tensorboard", resumed_at))
-    if "wandb" in config.training.report_to:
-        trackers.append(WandbTracker(folder, config))
+    if "wandb" in training.report_to:
+        trackers.append(WandbTracker(folder, values))
     return tuple(trackers)
 
 
@@ -58,14 +62,14 @@ class TensorBoardTracker:
 class WandbTracker:
     """A run of Weights & Biases, with the whole configuration. WANDB_MODE=offline keeps it in `folder`."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, values: Mapping[str, Any]) -> None:
         import wandb
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=config.training.output_dir.resolve().name,
             dir=str(folder),
-            config=config.model_dump(mode="json"),
+            config=dict(values),
         )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

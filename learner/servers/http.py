@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 
 from shared.access import read_token
-from shared.config.models import Config
 from shared.config.rollout import ServerSection
 from shared.errors import BoxloopError, ConfigError, ProtocolError, ServerUnavailable, VersionConflict
 from shared.wire import ErrorBody
@@ -56,9 +55,9 @@ def refusal(server: str, status: int, content: bytes) -> BoxloopError:
     return ProtocolError(f"{server} answered {status} {body.code}: {body.message}")
 
 
-def check_servers_are_named(config: Config) -> None:
-    """Raise ConfigError when a run that decodes has no server to ask."""
-    if config.decodes and not config.rollout.vllm.server.servers:
+def check_servers_are_named(section: ServerSection) -> None:
+    """Raise ConfigError when there is no server to ask; for a run that decodes."""
+    if not section.servers:
         raise ConfigError(
             "custom.extra.rollout_matching.vllm.server.servers: this run decodes answers and names no rollout server; "
             "start one by `boxloop serve` and name it, or start the whole run by `boxloop up`"

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from learner.families.load import load_model
 from learner.model.loaded import LoadedModel
-from learner.plan.time_split import LearnerAccount
+from learner.plan.time_split import LearnerAccount, LearnerActivity
 from learner.training.lane import ComputeLane
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
+from shared.accounting import TimeAccount
 from shared.config.models import Config
 
 
@@ -35,10 +36,10 @@ def open_training(
     *,
     num_steps: int,
     pad_token_id: int,
-    account: LearnerAccount,
     console: Console,
 ) -> Iterator[Training]:
     """Load the checkpoint `model`, with `adapters` if there are any, for a run of `num_steps` optimizer steps."""
+    account = TimeAccount(LearnerActivity)  # loading is time of the run too
     training = config.training
     with console.status(f"loading {model}"):
         loaded = load_model(

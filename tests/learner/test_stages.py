@@ -98,7 +98,7 @@ class Rig:
 
     @asynccontextmanager
     async def samples(self, step: StepPlan, report: StepReport | None = None) -> AsyncIterator[SamplesOf]:
-        report = report or StepReport.opened(step, self.account)
+        report = report or StepReport(step, self.account)
         async with self.client, self.decoder.running():
             await self.decoder.open_next(step)
             yield samples_of(step, self.kind, self.sources, report.add_taught)
@@ -153,7 +153,7 @@ async def test_a_lost_sample_is_reported_and_the_others_are_taught(
     serving, scripted, encoder, targets, step_of
 ) -> None:
     step = step_of(3)
-    report = StepReport.opened(step, no_account())
+    report = StepReport(step, no_account())
     with serving(scripted({"faults": {"data:2": "error"}})) as running:
         rig = Rig(running, encoder, targets)
         async with rig.samples(step, report) as of_group, aclosing(of_group(0)) as samples:
@@ -232,7 +232,7 @@ async def test_a_server_that_fails_ends_the_step_with_its_error(serving, scripte
 
 def ground_truth_samples(step: StepPlan, encoder: Encoder, targets: TargetMaker) -> SamplesOf:
     sources = Sources(encoder, None)  # type: ignore[arg-type]  # no answers are asked for
-    report = StepReport.opened(step, no_account())
+    report = StepReport(step, no_account())
     return samples_of(step, GroundTruthSteps(targets, no_objective), sources, report.add_taught)
 
 

@@ -55,7 +55,7 @@ def account_of(num_servers: int = 1) -> RunAccount:
 
 
 def opened(plan: StepPlan) -> StepReport:
-    return StepReport.opened(plan, account_of())
+    return StepReport(plan, account_of())
 
 
 def closed(report: StepReport, **changes: Any) -> StepRecord:
@@ -158,7 +158,7 @@ def test_every_second_of_both_sides_is_booked_once(plan_of: PlanOf, channel: Cha
     account = RunAccount(learner, servers)
     with learner.doing(LearnerActivity.WAITING_ROLLOUTS):
         clock.wait(10)  # an evaluation before the step
-    report = StepReport.opened(plan_of(2, channel), account)
+    report = StepReport(plan_of(2, channel), account)
     with account.syncing():
         clock.wait(5)
     with servers[0].doing(ServerActivity.DECODING):
@@ -186,10 +186,10 @@ def test_every_second_of_both_sides_is_booked_once(plan_of: PlanOf, channel: Cha
 def test_what_lies_between_two_steps_is_booked_to_the_second(plan_of: PlanOf) -> None:
     clock = Clock()
     account = RunAccount(TimeAccount(LearnerActivity, clock), [])
-    before = closed(StepReport.opened(plan_of(0, Channel.A), account)).tallies.reduced()
+    before = closed(StepReport(plan_of(0, Channel.A), account)).tallies.reduced()
     with account.learner.doing(LearnerActivity.WAITING_ROLLOUTS):
         clock.wait(3)
-    report = StepReport.opened(plan_of(1, Channel.B), account)
+    report = StepReport(plan_of(1, Channel.B), account)
     clock.wait(1)
     after = closed(report).tallies.reduced()
     assert before["time/between_steps_s"] == 0

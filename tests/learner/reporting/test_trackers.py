@@ -43,7 +43,7 @@ def test_wandb_keeps_a_run_without_a_network(
     pytest.importorskip("wandb", reason="needs the extra tracking")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    tracker = WandbTracker(tmp_path, config_of())
+    tracker = WandbTracker(tmp_path, config_of().model_dump(mode="json"))
     tracker.write(1, {"loss": 8.0})
     tracker.close()
     (kept,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
@@ -66,5 +66,5 @@ def test_without_trackers_nothing_is_opened_and_no_package_asked_for(
 ) -> None:
     config = config_of("training.report_to=none")
     check_trackers(config.training)
-    assert trackers_for(config, tmp_path, resumed_at=0) == ()
+    assert trackers_for(config.training, config.model_dump(mode="json"), tmp_path, resumed_at=0) == ()
     assert list(tmp_path.glob("tensorboard")) == []
