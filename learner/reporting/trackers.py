@@ -67,7 +67,7 @@ class WandbTracker:
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=config.training.output_dir.resolve().name,
+            name=Path(values["training"]["output_dir"]).resolve().name,
             dir=str(folder),
             config=dict(values),
         )

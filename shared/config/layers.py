@@ -52,8 +52,14 @@ def _read(path: Path, above: tuple[Path, ...]) -> Layer:
     own.origins.pop("extends", None)
     layer = Layer()
     for base in bases:
-        layer = layer.under(_read(path.parent / base, (*above, resolved)))
+        layer = layer.under(_read(_base_of(path, base), (*above, resolved)))
     return layer.under(own)
+
+
+def _base_of(path: Path, base: str) -> Path:
+    """The file that `extends` of `path` names: beside it, or a shipped configuration."""
+    beside = path.parent / base
+    return beside if beside.exists() else find_config(Path(base), beside)
 
 
 def _parse(path: Path) -> Layer:

@@ -50,6 +50,16 @@ def test_nothing_of_it_runs_when_others_are_imported(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_importing_torch_beside_it_loads_nothing_of_it(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = f"import sys, torch; print(*(name for name in sys.modules if name.partition('.')[0] in {PACKAGES}))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.slow
 def test_in_an_empty_folder_a_shipped_configuration_is_found_by_its_name(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

@@ -113,5 +113,5 @@ def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: PreT
         assert to_make < first / 4
         assert second < first / 10
         totals.append(to_make + first)
-    assert min(totals) < 0.5
+    assert min(totals) < 1.0
     assert large_tokenizer.vocab_size > 150_000 - 2000

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.losses.terms import TERMS, PackLoss, Scored, Term, loss_of
-from learner.model.batch import PackedBatch
+from learner.model.batch import PackedBatch, PatchLayout
 from learner.model.head import TokenScores
 from learner.plan.step_plan import StepTotals
 from shared.config.stage2 import Stage2Section
@@ -33,6 +33,7 @@ def batch_of(
         image_positions=NOTHING,
         pixel_values=NOTHING,
         image_grid=NOTHING,
+        patches=PatchLayout({}),
         predictor_rows=NOTHING,
         predictor_columns=NOTHING,
         labels=torch.tensor(labels),
