@@ -38,7 +38,7 @@ def trackers_for(
     if "tensorboard" in training.report_to:
         trackers.append(TensorBoardTracker(folder / "tensorboard", resumed_at))
     if "wandb" in training.report_to:
-        trackers.append(WandbTracker(folder, values))
+        trackers.append(WandbTracker(folder, training.output_dir.resolve().name, values))
     return tuple(trackers)
 
 
@@ -62,12 +62,12 @@ class TensorBoardTracker:
 class WandbTracker:
     """A run of Weights & Biases, with the whole configuration. WANDB_MODE=offline keeps it in `folder`."""
 
-    def __init__(self, folder: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, values: Mapping[str, Any]) -> None:
         import wandb
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=Path(values["training"]["output_dir"]).resolve().name,
+            name=name,
             dir=str(folder),
             config=dict(values),
         )

@@ -1,7 +1,10 @@
 """Trackers hold the numbers that the log has."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -43,13 +46,25 @@ def test_wandb_keeps_a_run_without_a_network(
     pytest.importorskip("wandb", reason="needs the extra tracking")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    tracker = WandbTracker(tmp_path, config_of().model_dump(mode="json"))
+    tracker = WandbTracker(tmp_path, "run", config_of().model_dump(mode="json"))
     tracker.write(1, {"loss": 8.0})
     tracker.close()
     (kept,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = kept.read_bytes()
     assert b"loss" in content
     assert b"learning_rate" in content, "the configuration is kept with the run"
+
+
+def test_wandb_is_told_where_a_run_writes_and_how_it_is_configured(
+    config_of: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=told.update))  # runs without the extra
+    config = config_of("training.report_to=wandb")
+    (tracker,) = trackers_for(config.training, config.model_dump(mode="json"), tmp_path, resumed_at=0)
+    assert isinstance(tracker, WandbTracker)
+    assert (told["name"], told["dir"]) == (config.training.output_dir.name, str(tmp_path))
+    assert told["config"]["model"]["model"] == config.model.model
 
 
 def test_a_tracker_that_is_not_installed_is_told_with_its_extra(
