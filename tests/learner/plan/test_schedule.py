@@ -1,7 +1,6 @@
 import pytest
 
 from learner.plan.schedule import Channel, channel_of, decode_lags, decode_starts
-from shared.config.channels import DECODES
 
 
 def test_channels_repeat_the_pattern_as_a_function_of_the_step_alone() -> None:
@@ -13,10 +12,6 @@ def test_channels_repeat_the_pattern_as_a_function_of_the_step_alone() -> None:
 def test_anything_but_a_and_b_is_refused(step: int, pattern: list[str]) -> None:
     with pytest.raises(ValueError, match=r"pattern|Channel"):
         channel_of(step, pattern)
-
-
-def test_the_channels_are_the_letters_of_the_configuration() -> None:
-    assert {channel.value: channel.decodes for channel in Channel} == DECODES
 
 
 @pytest.mark.parametrize(
