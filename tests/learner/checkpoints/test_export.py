@@ -109,6 +109,7 @@ def greedy_ids(model: Any, request: RolloutRequest) -> tuple[int, ...]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # vLLM's core is a fork that keeps the filters of this process
 async def test_vllm_loads_an_export_of_dora_and_answers_as_the_live_model_does(
     saved: Callable[..., tuple[LoadedModel, Path]],
     checkpoint: Path,
