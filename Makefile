@@ -25,13 +25,13 @@ quick: lint
 check: lint types
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 $(ARGS)
 
-# Everything: real vLLM, real processes. The parts side by side, as one of them leaves a core idle most of the time.
+# Everything: real vLLM, real processes.
 test: lint types
-	$(BIN)/python -m tests.side_by_side $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 # What takes too long to run with every change.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "very_slow" $(ARGS)
+	$(BIN)/python -m pytest -m very_slow $(ARGS) || [ $$? -eq 5 ] # 5: there is none at present
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
