@@ -37,10 +37,14 @@ SLOW_TIMEOUT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts processes or trains may take longer than `timeout` in pyproject.toml."""
+    """What starts processes or trains may take longer than `timeout` in pyproject.toml.
+
+    There a warning is no error either: vLLM's core is forked from this process with its filters, and would end by one.
+    """
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 def png(seed: int = 0, width: int = 64, height: int = 64) -> bytes:
