@@ -45,6 +45,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m shared.metrics > docs/metrics.md
 	$(BIN)/python -m shared.config.describe > docs/configuration.md
 	$(BIN)/python -m shared.config.schema > docs/config.schema.json
+	$(BIN)/python -m shared.config.migration > docs/migrating.md
 	$(BIN)/python -m tests.architecture.floors
 
 # Random faults for twenty minutes; ARGS="--minutes 5 --seed 1" for others.

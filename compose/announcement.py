@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.config.models import Config
+from shared.whole_file import write_whole
 
 SCHEME = "http://"
 
@@ -17,9 +18,8 @@ SCHEME = "http://"
 def announced(base_urls: Sequence[str], output_dir: Path) -> Iterator[None]:
     """Let `servers.json` name `base_urls` for as long as they are served."""
     file = _file(output_dir)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps([{"targets": [url.removeprefix(SCHEME) for url in base_urls]}]) + "\n")
-    partial.replace(file)
+    targets = [{"targets": [url.removeprefix(SCHEME) for url in base_urls]}]
+    write_whole(file, (json.dumps(targets) + "\n").encode())
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +21,9 @@ from compose.supervisor import run_supervised
 from shared.config.keys import nearest_key
 from shared.config.load import load_config
 from shared.config.models import Config
-from shared.config.overrides import EVALUATION
+from shared.config.overrides import EVALUATION, Override
+from shared.config.paths import user_path
+from shared.console import leave_quietly, settle_streams
 from shared.errors import BoxloopError, ConfigError
 
 app = typer.Typer(
@@ -43,13 +45,15 @@ ServerPort = Annotated[str | None, typer.Option(metavar="PORT", help="Port of th
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
-ConfigOrNone = Annotated[Path | None, typer.Option("--config", help="YAML configuration.")]
+ConfigFile = Annotated[Path, typer.Option("--config", parser=user_path, metavar="FILE", help="YAML configuration.")]
+ConfigOrNone = Annotated[
+    Path | None, typer.Option("--config", parser=user_path, metavar="FILE", help="YAML configuration.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config.")]
 
 UP_HELP = """Start the rollout servers, wait until they are ready, train, and stop everything.
 
-Give config=FILE, and as needed server_gpus=0,1,2 train_gpus=3 (empty: the CPU), server_tp, server_port,
+Give config=FILE, and as needed server_gpus=0,1,2 train_gpus=3 (empty: the CPU), cpu_servers, server_tp, server_port,
 vllm_gpu_memory_utilization, wait_timeout, wait_interval,
 max_restarts (of a server), disable_proxy, then any section.key=value."""
 
@@ -102,7 +106,8 @@ def doctor(
     server_gpus: ServerGpus = None,
     train_gpus: TrainGpus = None,
     server_port: ServerPort = None,
-    origins: Annotated[bool, typer.Option("--origins", help="Print defaults among the values, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the values that were written, and where.")] = False,
+    origins: Annotated[bool, typer.Option("--origins", help="The same, with the defaults among them.")] = False,
 ) -> None:
     """Check configuration, data, model, machine and servers; every failure with its cure, and exit code 1.
 
@@ -111,22 +116,31 @@ def doctor(
     launch = parse_launch(
         arguments or (), config=config, server_gpus=server_gpus, train_gpus=train_gpus, server_port=server_port
     )
-    raise typer.Exit(run_doctor(launch, Console(), defaults=origins))
+    values: Literal["all", "written", "none"] = "all" if origins else "written" if verbose else "none"
+    raise typer.Exit(run_doctor(launch, Console(), values=values))
 
 
 @app.command(name="eval")
 def evaluate(
     config: ConfigFile,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; else model.model of the config.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="FOLDER", help="Checkpoint folder; else model.model of the config."),
+    ] = None,
     arguments: LaunchKeys = None,
     server_gpus: ServerGpus = None,
     train_gpus: TrainGpus = None,
     server_port: ServerPort = None,
 ) -> None:
     """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures."""
-    model = () if checkpoint is None else (f"model.model={checkpoint}", "training.resume_from_checkpoint=null")
+    model: tuple[Override, ...] = ()
+    if checkpoint is not None:
+        if not checkpoint.is_dir():
+            raise ConfigError(f"--checkpoint: {checkpoint} is no folder; name a checkpoint-N of a run, or a model's")
+        model = (("model.model", checkpoint), ("training.resume_from_checkpoint", None))
     launch = parse_launch(
-        ("server_port=0", *(arguments or ()), *model, *EVALUATION),
+        ("server_port=0", *(arguments or ())),
+        (*model, *EVALUATION),
         config=config,
         server_gpus=server_gpus,
         train_gpus=train_gpus,
@@ -137,7 +151,7 @@ def evaluate(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+def report(run_dir: Annotated[Path, typer.Argument(parser=user_path, help="Run directory.")]) -> None:
     """Write one self-contained HTML page about a run."""
     _become("learner.reporting.report", str(run_dir))
 
@@ -153,7 +167,9 @@ def demo(
     minutes: Annotated[float, typer.Option(help="Roughly how long it trains, on two cores.", min=0.1)] = 5.0,
     engine: Annotated[str, typer.Option(help="Decoding engine: hf or vllm.")] = "hf",
     seed: Annotated[int, typer.Option(help="Seed of data, model and order.", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for everything the demo writes.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="FOLDER", help="Folder for everything the demo writes.")
+    ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="plain, or fused: one token ends an object and opens the next.")
     ] = "plain",
@@ -176,14 +192,17 @@ def data_from_coco(context: typer.Context) -> None:
     _become("learner.data.from_coco", *context.args)
 
 
-def parse_launch(arguments: Sequence[str], **options: object) -> Launch:
+def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **options: object) -> Launch:
     """Read `key=value` arguments: the keys of Launch, and overrides of the config; `options` that are set win.
+
+    `values` are overrides that lie above those of the arguments.
 
     Raises ConfigError that names every wrong value, or every key that is neither with the nearest one.
     """
     known = {field.name for field in fields(Launch)} - {"overrides"}
     own: dict[str, object] = {}
-    overrides, unknown = [], []
+    overrides: list[Override] = []
+    unknown = []
     for argument in (*arguments, *(f"{key}={value}" for key, value in options.items() if value is not None)):
         key, equals, value = argument.partition("=")
         if equals and key in known:
@@ -197,7 +216,8 @@ def parse_launch(arguments: Sequence[str], **options: object) -> Launch:
     if "config" not in own:
         raise ConfigError("config=FILE is missing, such as config=configs/demo/stage2.yaml")
     try:
-        return TypeAdapter(Launch).validate_python({**own, "overrides": tuple(overrides)})
+        own["config"] = user_path(str(own["config"]))
+        return TypeAdapter(Launch).validate_python({**own, "overrides": (*overrides, *values)})
     except ValidationError as error:
         wrong = (f"{details['loc'][0]}={details['input']}: {details['msg']}" for details in error.errors())
         raise ConfigError("; ".join(wrong)) from None
@@ -209,12 +229,15 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Entry point: errors of ours are one message on the console and an exit code, never a traceback."""
+    """Entry point: errors of ours and of the system are one message and an exit code, never a traceback."""
+    settle_streams()
     try:
         app()
-    except BoxloopError as error:
+    except BrokenPipeError:
+        leave_quietly()
+    except (BoxloopError, OSError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, BoxloopError) else BoxloopError.exit_code)
 
 
 def _gpus(text: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from compose.environment import child_environment
 from compose.launch_plan import Launch
 from compose.process import ProcessSpec
 from compose.supervisor import run_program, run_supervised
+from shared.config.overrides import Override
 from shared.config.shipped import shipped_configs
 from shared.errors import ConfigError, DataError
 
@@ -81,16 +82,16 @@ class Demo:
         """What Stage 1 leaves behind and both Stage 2 and the control start from."""
         return self.stage1 / f"checkpoint-{self.stage1_steps}"
 
-    def overrides(self, run_dir: Path, model: Path, train_file: str, steps: int) -> tuple[str, ...]:
+    def overrides(self, run_dir: Path, model: Path, train_file: str, steps: int) -> tuple[Override, ...]:
         """What the shipped configurations cannot know."""
         return (
-            f"training.output_dir={run_dir}",
-            f"training.seed={self.seed}",
-            f"training.max_steps={steps}",
-            f"model.model={model}",
-            f"custom.train_jsonl={self.out / 'data' / train_file}",
-            f"custom.val_jsonl={self.out / 'data' / 'val.jsonl'}",
-            f"custom.extra.rollout_matching.rollout_backend={self.engine}",
+            ("training.output_dir", run_dir),
+            ("training.seed", self.seed),
+            ("training.max_steps", steps),
+            ("model.model", model),
+            ("custom.train_jsonl", self.out / "data" / train_file),
+            ("custom.val_jsonl", self.out / "data" / "val.jsonl"),
+            ("custom.extra.rollout_matching.rollout_backend", self.engine),
         )
 
 

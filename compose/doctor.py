@@ -7,9 +7,11 @@ configuration ─▶ advice · machine                     in this process, at o
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Literal
 
 from rich.console import Console
 
@@ -20,28 +22,38 @@ from compose.machine_checks import machine_findings
 from compose.model_size import ModelSize, model_size
 from compose.process import ChildProcess, ProcessSpec
 from shared.access import TOKEN_VARIABLE
+from shared.checkpoint_facts import find_model, holds_adapters
 from shared.config.advice import advice_for
 from shared.config.load import LoadedConfig, load_with_origins
 from shared.config.models import Config
 from shared.config.origins import DEFAULT, values_with_origins
 from shared.errors import ConfigError
-from shared.findings import Finding, Status, attempt, failed, warned
+from shared.families.table import facts_in
+from shared.findings import Finding, Status, attempt, checked, failed, warned
+from shared.run_folder import check_writable
 
 LEARNER, SERVER = "learner.preflight", "rollout_server.preflight"
 STOP_GRACE_S = 2.0
 STYLES: dict[Status, str] = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def run_doctor(launch: Launch, console: Console, *, defaults: bool = False) -> int:
-    """Print what was written with its origin, and every finding as soon as it is known; 1 if one is a failure, else 0.
+def run_doctor(launch: Launch, console: Console, *, values: Literal["none", "written", "all"] = "none") -> int:
+    """Print the verdict, then every finding, failures first; 1 if there is one, else 0.
 
-    With `defaults` the values that nobody wrote are printed, too.
+    With `values` those of the configuration follow, each with where it was written.
     """
-    counts: dict[Status, int] = {"pass": 0, "warn": 0, "fail": 0}
-    for finding in diagnose(launch, partial(show_values, console=console, defaults=defaults)):
-        counts[finding.status] += 1
-        show(finding, console)
+    loaded: list[LoadedConfig] = []
+    with console.status("looking at configuration, data, model, machine and servers"):
+        findings = list(diagnose(launch, loaded.append))
+    counts = Counter(finding.status for finding in findings)
     console.print(f"{counts['pass']} passed, {counts['warn']} warnings, {counts['fail']} failed", style="bold")
+    for status in ("fail", "warn", "pass"):
+        for finding in findings:
+            if finding.status == status:
+                show(finding, console)
+    if values != "none":
+        for each in loaded:
+            show_values(each, console=console, defaults=values == "all")
     return 1 if counts["fail"] else 0
 
 
@@ -70,7 +82,9 @@ def quick_findings(launch: Launch, config: Config) -> Iterator[Finding]:
         yield warned(problem.keys[0], problem.message)
     size, finding = attempt("model", partial(_sized, config))
     yield finding
-    yield from machine_findings(config, launch, size, this_machine(config.training.output_dir, os.environ))
+    yield checked("output folder", partial(check_writable, config.training.output_dir))
+    named = tuple(dict.fromkeys((*launch.server_gpus, *launch.train_gpus)))
+    yield from machine_findings(config, launch, size, this_machine(config.training.output_dir, os.environ, named))
 
 
 def check_launch(plan: LaunchPlan, console: Console) -> None:
@@ -91,7 +105,8 @@ def stop_at_failures(findings: Iterable[Finding], console: Console) -> None:
 
 def preflight(launch: Launch, module: str) -> list[Finding]:
     """Run one process's own checks to their end."""
-    argv = (sys.executable, "-m", module, "--config", str(launch.config), *launch.overrides)
+    written = (override for override in launch.overrides if isinstance(override, str))  # all of a doctor's are
+    argv = (sys.executable, "-m", module, "--config", str(launch.config), *written)
     token = os.environ.get(TOKEN_VARIABLE, "")
     environment = child_environment(
         os.environ, gpus=(), token=token, num_processes=2, disable_proxy=launch.disable_proxy
@@ -164,7 +179,13 @@ def _planned(launch: Launch) -> tuple[LaunchPlan, str]:
 
 
 def _sized(config: Config) -> tuple[ModelSize | None, str]:
-    size, name = model_size(config.model.model), config.model.model
+    name = config.model.model
+    folder = find_model(name)
+    if folder is None:
+        return None, f"{name} is on the hub and is fetched at the start: its size is not known here"
+    if not holds_adapters(folder):
+        facts_in(folder)
+    size = model_size(str(folder))
     if size is None:
-        return None, f"{name} is a hub id: its size is not known here"
+        return None, f"the base of {name} is on the hub: its size is not known here"
     return size, f"{name}: {size.num_parameters / 1e6:,.1f} million parameters in {size.num_bytes / 1e6:,.1f} MB"

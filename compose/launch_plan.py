@@ -18,6 +18,7 @@ from compose.process import ProcessSpec
 from shared.access import LAST_PORT, TOKEN_VARIABLE
 from shared.config.load import LoadedConfig, load_with_origins
 from shared.config.models import Config
+from shared.config.overrides import Override
 from shared.errors import ConfigError
 from shared.weights_root import weights_root
 
@@ -37,15 +38,17 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Launch:
-    """What `boxloop up` is told. No GPUs means the CPU; `server_port` 0 means any free ports.
+    """What `boxloop up` is told. No GPUs means the CPU, on which `cpu_servers` run.
 
-    `max_restarts` counts for each server. A learner is one process on one GPU; it may be one of the servers'.
+    `server_port` 0 means any free ports. `max_restarts` counts for each server. A learner is one process on one GPU,
+    which may be one of the servers'.
     """
 
     config: Path
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
     server_gpus: Annotated[tuple[str, ...], AfterValidator(_each_once)] = ()
     train_gpus: Annotated[tuple[str, ...], Field(max_length=1)] = ()
+    cpu_servers: Annotated[int, Field(ge=1)] = 1
     vllm_gpu_memory_utilization: float | None = None
     server_tp: int | None = None
     server_port: Port = 8000
@@ -136,9 +139,11 @@ def _num_servers(launch: Launch, config: Config, work: Work | None) -> int:
             f"server_gpus={','.join(launch.server_gpus)} are {len(launch.server_gpus)} GPUs, which servers of "
             f"{tensor_parallel} (server_tp) do not divide; give a multiple"
         )
+    if launch.server_gpus and launch.cpu_servers > 1:
+        raise ConfigError(f"cpu_servers={launch.cpu_servers} is for servers on the CPU; leave it or server_gpus out")
     num_servers = 0
     if work is None or config.decodes:
-        num_servers = max(1, len(launch.server_gpus) // tensor_parallel)
+        num_servers = len(launch.server_gpus) // tensor_parallel if launch.server_gpus else launch.cpu_servers
     written = len(config.rollout.vllm.server.servers)
     if written not in (0, num_servers):
         raise ConfigError(
@@ -194,15 +199,15 @@ def _with_weights(launch: Launch, work: Work | None) -> tuple[LoadedConfig, Path
     if work is None or work == Work():
         return loaded, folder
     folder = folder.with_name(f"{folder.name}-{work.name}")
-    return load_with_origins(launch.config, (*overrides, f"{VLLM}.sync.weights_root={folder}")), folder
+    return load_with_origins(launch.config, (*overrides, (f"{VLLM}.sync.weights_root", folder))), folder
 
 
-def _engine_overrides(launch: Launch) -> tuple[str, ...]:
+def _engine_overrides(launch: Launch) -> tuple[Override, ...]:
     given = {
         "gpu_memory_utilization": launch.vllm_gpu_memory_utilization,
         "tensor_parallel_size": launch.server_tp,
     }
-    return tuple(f"{VLLM}.{key}={value}" for key, value in given.items() if value is not None)
+    return tuple((f"{VLLM}.{key}", value) for key, value in given.items() if value is not None)
 
 
 def _free_ports(host: str, first: int, count: int) -> tuple[int, ...]:

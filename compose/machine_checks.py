@@ -37,10 +37,14 @@ def _gpus(config: Config, launch: Launch, size: ModelSize | None, machine: Machi
     if not named:
         yield passed("gpus", "none are asked for: everything runs on the CPU")
         return
+    usable = machine.torch is None or machine.torch.num_gpus >= len(named)
+    if machine.gpus is None and usable and machine.torch is not None:
+        yield passed("gpus", f"{', '.join(named)}: {machine.torch.told} sees them; {machine.driver}")
+        return
     if machine.gpus is None:
-        yield warned(
-            "gpus", f"{', '.join(named)} are asked for, and no nvidia-smi says what is there", "check the driver"
-        )
+        told = f"; {machine.torch.told} sees {machine.torch.num_gpus} of them" if machine.torch else ""
+        cure = "mend the driver, or leave server_gpus and train_gpus empty to run on the CPU"
+        yield failed("gpus", f"{', '.join(named)} asked for, and {machine.driver}{told}", cure)
         return
     missing = [name for name in named if _gpu(machine.gpus, name) is None]
     if missing:
@@ -48,6 +52,10 @@ def _gpus(config: Config, launch: Launch, size: ModelSize | None, machine: Machi
         yield failed(
             "gpus", f"{', '.join(missing)} asked for, there are {there}", "name others in server_gpus, train_gpus"
         )
+        return
+    if not usable and machine.torch is not None:
+        told = f"{', '.join(named)} are there, but {machine.torch.told} can use {machine.torch.num_gpus} of them"
+        yield failed("gpus", told, "install a build of torch that fits the driver: https://pytorch.org/get-started")
         return
     yield passed("gpus", ", ".join(f"{name}: {gpu.name}" for name in named if (gpu := _gpu(machine.gpus, name))))
     if size is not None:

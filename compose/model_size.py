@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.checkpoint_facts import base_model, may_be_hub_id
+from shared.checkpoint_facts import base_model
 from shared.errors import ConfigError
 from shared.safetensors_header import read_header
 
@@ -19,15 +19,13 @@ class ModelSize:
 
 
 def model_size(model: str) -> ModelSize | None:
-    """The size of the model that `model.model` names; None for a hub id, which may not be on this disk yet.
+    """The size of the model that `model.model` names; None for adapters of a base that is not on this disk.
 
-    Raises ConfigError for what is neither, and for a folder without readable weights.
+    Raises ConfigError for a folder without readable weights.
     """
     folder = Path(base_model(model))
     if not folder.is_dir():
-        if may_be_hub_id(str(folder)):
-            return None
-        raise ConfigError(f"model.model: {folder} is no folder, and no hub id (owner/name) either; correct the path")
+        return None
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"model.model: {folder} holds no *.safetensors; name a whole checkpoint")

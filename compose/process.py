@@ -27,6 +27,8 @@ class ProcessSpec:
     environment: Mapping[str, str]
     log: Path
     on_console: bool = False
+    inherits: tuple[int, ...] = ()
+    """open descriptors that the child keeps"""
 
 
 class ChildProcess:
@@ -48,7 +50,7 @@ class ChildProcess:
                     stdout=None if terminal else captured,
                     stderr=captured if terminal or not spec.on_console else subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=(read_end,),
+                    pass_fds=(read_end, *spec.inherits),
                 )
         except OSError:
             os.close(self._lifeline)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from compose.watch import ServerWatch, WatchRules
 from shared.config.load import save_resolved
 from shared.config.models import Config
 from shared.errors import BoxloopError
+from shared.run_folder import LOCK_VARIABLE, lock_run
 
 SERVER_GRACE_S = 10.0
 WORK_GRACE_S = 120.0
@@ -54,9 +56,11 @@ def run_supervised(
     plan = plan_launch(launch, work, program)
     if work is not None:
         check_launch(plan, console)
-    save_resolved(plan.config, plan.resolved)
     try:
         with _signals_raised(), ExitStack() as stack:
+            if work == Work():
+                plan = _locked(plan, stack)
+            save_resolved(plan.config, plan.resolved)
             _drop_weights(plan.weights)
             stack.callback(_drop_weights, plan.weights)
             servers = [_started(planned, stack) for planned in plan.servers]
@@ -82,6 +86,15 @@ def run_program(spec: ProcessSpec, console: Console | None = None) -> int:
             return _finish(child, console or Console(stderr=True))
     except _Signalled as stop:
         return 128 + stop.number
+
+
+def _locked(plan: LaunchPlan, stack: ExitStack) -> LaunchPlan:
+    """Hold the run's folder, for as long as the learner lives too. Raises ConfigError while another run holds it."""
+    lock = stack.enter_context(lock_run(plan.config.training.output_dir))
+    if lock is None or plan.work is None:
+        return plan
+    environment = {**plan.work.environment, LOCK_VARIABLE: str(lock)}
+    return replace(plan, work=replace(plan.work, environment=environment, inherits=(lock,)))
 
 
 def _drop_weights(folder: Path | None) -> None:

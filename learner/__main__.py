@@ -7,18 +7,22 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import anyio
 from rich.console import Console
 
 from learner.plan.progress import Progress
+from learner.run import Run
 from shared.companions import tolerate_cuda_builds
+from shared.config.advice import advice_for
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
 from shared.config.overrides import EVALUATION
+from shared.config.paths import user_path
+from shared.console import settle_streams
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
+from shared.run_folder import lock_run
 
 SCORES_FILE = "scores.json"
 """Written by an evaluation into its folder."""
@@ -31,16 +35,22 @@ ORPHAN_GRACE_S = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run to the end and return the exit code (see docs/running.md)."""
-    end_with_parent(grace_s=ORPHAN_GRACE_S)
+    is_alone = not end_with_parent(grace_s=ORPHAN_GRACE_S)
+    settle_streams()
     tolerate_cuda_builds()
     options = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
         config = load_config(options.config, (*options.overrides, *(EVALUATION if options.evaluate else ())))
-        resolved = config.training.output_dir / "config.resolved.yaml"
-        if not options.evaluate and resolved.resolve() != options.config.resolve():
-            save_resolved(config, resolved)
-        return asyncio.run(until_signalled(config, console, options.evaluate))
+        if options.evaluate:
+            return asyncio.run(until_signalled(config, console, evaluate_only=True))
+        for warning in advice_for(config) if is_alone else ():  # a supervisor has told them
+            console.print(f"warning: {warning}", style="yellow", markup=False)
+        with lock_run(config.training.output_dir):
+            resolved = config.training.output_dir / "config.resolved.yaml"
+            if resolved.resolve() != options.config.resolve():
+                save_resolved(config, resolved)
+            return asyncio.run(until_signalled(config, console, evaluate_only=False))
     except (BoxloopError, OSError) as error:  # OSError: a disk that is full or gone
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False)
         return error.exit_code if isinstance(error, BoxloopError) else BoxloopError.exit_code
@@ -72,8 +82,15 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
         async with open_run(config, console, folder) as run:
             if not evaluate_only:
                 training = run.progress
+                if training.done:
+                    console.print(finished_before(run.progress))
+                    return
                 with steps:
-                    await train(run)
+                    try:
+                        await train(run)
+                    except Exception as error:
+                        await save_what_stands(run, error, console)
+                        raise
                 if steps.cancelled_caught:
                     await run.save_last_whole_step()
                 return
@@ -108,9 +125,29 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     return 128 + received[0]
 
 
+def finished_before(progress: Progress) -> str:
+    """What is said of a run that is resumed at its end, as a job that is queued again does it."""
+    return (
+        f"step {progress.step} of {progress.num_steps} is done: this run had finished, and nothing is left to train; "
+        "raise training.max_steps or num_train_epochs to go on"
+    )
+
+
+async def save_what_stands(run: Run, error: Exception, console: Console) -> None:
+    """Write a checkpoint of the last whole step of a run that `error` ends, unless the guard found it spoilt."""
+    from learner.reporting.collapse_guard import RunLeftItsBands
+
+    if isinstance(error, RunLeftItsBands):
+        return
+    try:
+        await run.save_last_whole_step()
+    except Exception as also:  # the first error is the one to be told; this one may be its cause, as with a full disk
+        console.print(f"the last whole step could not be saved: {also}", style="red", markup=False)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--config", type=user_path, required=True, help="the run's YAML file")
     parser.add_argument("--evaluate", action="store_true", help="score model.model on custom.val_jsonl and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
     return parser

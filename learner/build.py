@@ -51,8 +51,7 @@ async def _assemble(
     if config.decodes:
         check_servers_are_named(config.rollout.vllm.server)
     planner = Planner.of(config, data.training.num_records, data.training.record_at)
-    max_steps, epochs = config.training.max_steps, config.training.num_train_epochs
-    progress = Progress(max_steps if max_steps > 0 else planner.num_steps(epochs))
+    progress = Progress(planner.num_steps_of(config))
     training = stack.enter_context(
         open_training(
             config,
@@ -64,7 +63,7 @@ async def _assemble(
         )
     )
     guard = Guard(config.stage2.guard)
-    checkpoints = open_checkpoints(config, training, guard, progress, start.resumed, folder)
+    checkpoints = open_checkpoints(config, training, guard, progress, start.resumed, folder, data.digests)
     reporting = stack.enter_context(open_reporting(config, folder, progress, guard, data.vocabulary, metrics, console))
     decoding = await stack.enter_async_context(
         open_decoding(config, data, planner, progress.num_steps, training, console)

@@ -12,26 +12,28 @@ import asyncio
 import logging
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import orjson
-
 from learner.checkpoints.start import start_of
 from learner.data.encoding import Encoder
-from learner.data.opening import check_validation_prompts, fit_training, open_encoder, reading_of
+from learner.data.images import read_image
+from learner.data.opening import check_embeddings, check_validation_prompts, fit_training, open_encoder, reading_of
 from learner.data.records import Reading, RecordSource
+from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
+from learner.plan.planner import Planner
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
 from learner.servers.reachable import examine_servers
 from learner.weight_sync.table import OUTLETS
-from shared.checkpoint_facts import folder_here, may_be_hub_id
+from shared.checkpoint_facts import find_model, folder_here
 from shared.config.models import Config
-from shared.errors import ConfigError
+from shared.errors import DataError
 from shared.extras import cure_for, is_installed
 from shared.families.table import facts_in
 from shared.findings import Finding, attempt, checked, warned
@@ -55,16 +57,15 @@ def examine(config: Config) -> Iterator[Finding]:
     yield checked("metrics port", partial(metrics_port, config))
     model, finding = attempt("checkpoint", partial(checkpoint_of, config))
     yield finding
-    if model is None:
-        return
-    folder = folder_here(model)
+    folder = folder_here(model) if model is not None else None
     if folder is None:
-        yield warned("tokenizer", f"{model} is not on this disk", "as a hub id it is fetched and checked at the start")
+        if model is not None:
+            yield warned("tokenizer", f"{model} is not on this disk", "it is fetched and checked at the start")
+        yield from examine_data_alone(config)
         return
     reader, finding = attempt("tokenizer", partial(reader_of, config, folder))
     yield finding
-    if reader is not None:
-        yield from examine_data(config, reader)
+    yield from examine_data(config, reader) if reader is not None else examine_data_alone(config)
     if config.decodes and config.rollout.vllm.server.servers:
         sync = config.rollout.vllm.sync
         needs_shared_folder = OUTLETS[sync.transport].needs_shared_folder
@@ -99,10 +100,8 @@ def checkpoint_of(config: Config) -> tuple[str, str]:
     Raises ConfigError when it cannot be one, is of no known family, or does not fit the tuner.
     """
     start = start_of(config.model.model, config.tuner, config.training)
-    if Path(start.model).is_dir():
-        facts_in(start.model)
-    elif not may_be_hub_id(start.model):
-        raise ConfigError(f"model.model: {start.model} is no folder, and no hub id (owner/name); correct the path")
+    if (folder := find_model(start.model)) is not None:
+        facts_in(folder)
     resumed = f", resumed from {start.resumed}" if start.resumed else ""
     adapters = f", adapters of {start.adapters}" if start.adapters and not start.resumed else ""
     return start.model, f"{start.model}{resumed}{adapters}"
@@ -112,24 +111,9 @@ def reader_of(config: Config, folder: Path) -> tuple[Reader, str]:
     """Tokenizer and image processor. Raises DataError or ConfigError for what they lack."""
     tokenizer = load_tokenizer(str(folder))
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
-    size = vocabulary_size(folder)
-    beyond = [token_id for token_id in vocabulary.coordinate_ids if token_id >= size]
-    if beyond:
-        raise ConfigError(
-            f"model.model: {len(beyond)} coordinate tokens of {folder} have ids from {min(beyond)} on, its vocabulary "
-            f"is {size}; resize its embeddings and train them"
-        )
+    size = check_embeddings(vocabulary, folder)
     encoder = open_encoder(config, folder, tokenizer)
     return Reader(vocabulary, encoder), f"all 1000 coordinate tokens, ids below the vocabulary of {size}"
-
-
-def vocabulary_size(folder: Path) -> int:
-    """Rows of the model's embedding, by its config.json."""
-    config = orjson.loads((folder / "config.json").read_bytes())
-    size = config.get("text_config", config).get("vocab_size")
-    if not isinstance(size, int):
-        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a whole checkpoint")
-    return size
 
 
 def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:
@@ -142,10 +126,27 @@ def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:
     yield finding
     if source is not None:
         yield checked("lengths", partial(lengths, config, reader, source))
-        yield checked("images", partial(images, config, reader))
+        yield checked("steps", partial(steps, config, source))
+        yield checked("images", partial(images, config, reading_of(config, reader.vocabulary, "error")))
     if custom.val_jsonl is not None:
         keeping = replace(reading, polygons="as_bbox" if custom.poly_as_bbox else "keep")
         yield checked("validation data", partial(validation, config, reader, custom.val_jsonl, keeping))
+
+
+def examine_data_alone(config: Config) -> Iterator[Finding]:
+    """What can be said of both files without a tokenizer: every line of them, and the first images."""
+    custom = config.custom
+    plain = Reading(
+        coordinate_space=custom.coordinate_space,
+        on_bad_record=custom.on_bad_record,
+        polygons="as_bbox" if custom.poly_as_bbox else "error",
+        check_images=False,
+    )
+    yield attempt("training data", partial(source_of, custom.train_jsonl, plain, custom.train_sample_limit))[1]
+    yield checked("images", partial(images, config, plain))
+    if custom.val_jsonl is not None:
+        keeping = replace(plain, polygons="as_bbox" if custom.poly_as_bbox else "keep")
+        yield attempt("validation data", partial(source_of, custom.val_jsonl, keeping, custom.val_sample_limit))[1]
 
 
 def source_of(path: Path, reading: Reading, limit: int | None) -> tuple[RecordSource, str]:
@@ -179,17 +180,37 @@ def room_for_answers(config: Config, prompt: int) -> str:
     return f"; {prompt} + {config.rollout.max_new_tokens} new ones of a server's {config.max_model_len}"
 
 
-def images(config: Config, reader: Reader) -> str:
-    """Look at the first images' headers, and read one of them as training will."""
+def steps(config: Config, source: RecordSource) -> str:
+    """Whether there is anything to train."""
+    num_steps = Planner.of(config, source.num_records, source.record_at).num_steps_of(config)
+    return f"{num_steps} of {config.effective_batch_size} records"
+
+
+def images(config: Config, reading: Reading) -> str:
+    """Decode the first images as training will; with `on_bad_record: skip` bad ones are counted."""
     custom = config.custom
     limit = min(NUM_IMAGES, custom.train_sample_limit or NUM_IMAGES)
-    source, _ = RecordSource.opened(
-        custom.train_jsonl, reading_of(config, reader.vocabulary, "error"), seed=None, limit=limit
-    )
-    encoded = reader.encoder.encode_now(source.record_at(0))
-    return (
-        f"the first {source.num_records} are there and as large as said; one has {len(encoded.prompt_token_ids)} tokens"
-    )
+    looking = replace(reading, check_images=True)
+    source, counts = RecordSource.opened(custom.train_jsonl, looking, seed=None, limit=limit)
+    records = [source.record_at(place) for place in range(source.num_records)]
+    bad = [str(skipped) for skipped in counts.skipped]
+    with ThreadPoolExecutor() as threads:
+        bad += filter(None, threads.map(_fault_of, records))
+    if bad and custom.on_bad_record == "error":
+        raise DataError(
+            f"{bad[0]}{f', and {len(bad) - 1} more' if len(bad) > 1 else ''}; mend it, or set "
+            "custom.on_bad_record: skip. `boxloop data check` decodes all of them"
+        )
+    skipped = f", {len(bad)} are skipped, the first: {bad[0]}" if bad else ""
+    return f"the first {len(records)} can be decoded and are as large as said{skipped}"
+
+
+def _fault_of(record: Record) -> str:
+    try:
+        read_image(record)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

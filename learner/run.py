@@ -49,6 +49,7 @@ class Run:
 
     async def save_last_whole_step(self) -> None:
         """Leave the step that was broken off, and write a checkpoint of the one before unless there is one."""
+        self.progress.stop_requested = True
         await self.training.lane(self.training.learner.abandon)
         if self.progress.step > self.progress.saved_step and self.checkpoints.due(self.progress):
             await self.save()

@@ -114,9 +114,28 @@ class LostSample:
     message: str
     retryable: bool
 
+    @property
+    def record(self) -> Record:
+        return self.request.encoded.record
+
 
 Answer = Rollout | LostSample
 """What became of a request."""
+
+
+@dataclass(frozen=True)
+class LostRecord:
+    """A record that could not be encoded, in a run that skips bad ones; it counts as zero in the loss.
+
+    LostRecord(record, message="train:17: images/17.jpg cannot be read: image file is truncated")
+    """
+
+    record: Record
+    message: str
+
+
+Outcome = Answer | LostRecord
+"""What became of a record that was to be answered."""
 
 
 @dataclass(frozen=True)

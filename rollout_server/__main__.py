@@ -16,6 +16,7 @@ from rollout_server.launch import serve, settings_from
 from shared.access import LAST_PORT
 from shared.companions import tolerate_cuda_builds
 from shared.config.load import load_config
+from shared.config.paths import user_path
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
 from shared.listening import bound_socket
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rollout_server", description="Decode rollouts for a learner.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--config", type=user_path, required=True, help="the run's YAML file")
     parser.add_argument("--host", help="address to bind (vllm.server.host)")
     parser.add_argument("--port", type=_port, default=8000, help="0 = any free one")
     parser.add_argument("--model", help="checkpoint directory or hub id (model.model)")

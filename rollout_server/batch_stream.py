@@ -8,6 +8,7 @@ the decoding.
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from math import isfinite
 from pathlib import Path
 
 import anyio
@@ -100,7 +101,7 @@ class BatchStream(Response):
         for sample in self._batch.samples:
             try:
                 images = [await self._image_bytes(image) for image in sample.images]
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 self._put(EngineFailure(sample.uid, "bad_image", str(error)))
             else:
                 requests.append(self._engine_request(sample, tuple(images)))
@@ -134,6 +135,10 @@ class BatchStream(Response):
 
     def _put(self, result: EngineResult) -> None:
         self._unanswered.discard(result.uid)
+        if isinstance(result, EngineAnswer) and not all(map(isfinite, result.token_logprobs or ())):
+            # JSON has no word for them.
+            message = "its log-probabilities are not finite: the weights are broken, or the model overflows"
+            result = EngineFailure(result.uid, "engine_error", message)
         if isinstance(result, EngineAnswer):
             self._finished += 1
             self._generated_tokens += len(result.token_ids)

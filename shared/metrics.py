@@ -76,6 +76,7 @@ ROLLOUT = (
     _sum(f"rollout/parse_dropped_{REASON}", "objects", "B", "objects dropped for this reason"),
     _ratio("rollout/parse_obj_valid_frac", "share", "B", "valid objects", "valid and dropped objects"),
     _ratio("rollout/sample_valid_pred_rate", "share", "B", "answers with a valid object", "decoded answers"),
+    _ratio("rollout/sample_sound_rate", "share", "B", "answers with a valid object, or rightly {}", "decoded answers"),
     _ratio("rollout/sample_any_match_rate", "share", "B", "answers with a matched object", "decoded answers"),
     _ratio("rollout/precision", "share", "B", "matched objects", "valid predicted objects"),
     _ratio("rollout/recall", "share", "B", "matched objects", "ground-truth objects"),

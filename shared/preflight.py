@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from shared.config.load import load_config
 from shared.config.models import Config
+from shared.config.paths import user_path
 from shared.errors import ConfigError
 from shared.findings import Finding, failed, tell
 
@@ -15,7 +15,7 @@ def run_preflight(
 ) -> int:
     """Print every finding as a line of JSON; 0 unless the configuration cannot be read."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--config", type=user_path, required=True, help="the run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
     options = parser.parse_args(arguments)
     try:

@@ -22,10 +22,11 @@ def whole_folder(final: Path, num_bytes: int = 0) -> Iterator[Path]:
     When the block fails it is removed; what a killed process left is removed by the next one. Raises NotWritten when
     the disk takes no more, with `num_bytes`, about what the files need.
     """
+    final = Path(os.path.realpath(final))  # a link stays one: what it leads to is replaced
     partial = final.parent / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         for path in (*partial.iterdir(), partial):
             _sync(path)
@@ -39,6 +40,8 @@ def whole_folder(final: Path, num_bytes: int = 0) -> Iterator[Path]:
 
 
 def _told(final: Path, num_bytes: int, error: Exception) -> str:
+    if not final.parent.is_dir() or not os.access(final.parent, os.W_OK):
+        return f"{final} cannot be written: {error}; name another folder"
     free = shutil.disk_usage(final.parent).free
     return (
         f"{final} cannot be written: {error}. It needs about {num_bytes / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are "

@@ -23,7 +23,7 @@ class PolicyVersion(WireModel):
     """Which weights: a random word per learner process, and the optimizer updates they have seen."""
 
     incarnation: str = Field(max_length=64)
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, lt=2**63)
 
     def __str__(self) -> str:
         return f"{self.incarnation}@{self.step}"
@@ -32,18 +32,24 @@ class PolicyVersion(WireModel):
 # --- rollouts ---------------------------------------------------------------------------------------------------------
 
 
+MAX_COUNT = 2**31 - 1
+"""Engines hold counts of tokens in 32 bits."""
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
 class RepeatTerminate(WireModel):
     """When a sequence that loops is ended. A limit of 0 is off."""
 
-    min_new_tokens: int = Field(default=0, ge=0)
-    max_consecutive_token_repeats: int = Field(default=0, ge=0)
-    ngram_size: int = Field(default=0, ge=0)
-    ngram_repeats: int = Field(default=0, ge=0)
-    max_object_keys: int = Field(default=0, ge=0)
+    min_new_tokens: Count = 0
+    max_consecutive_token_repeats: Count = 0
+    ngram_size: Count = 0
+    ngram_repeats: Count = 0
+    max_object_keys: Count = 0
 
 
-MIN_TEMPERATURE = 0.01
-"""vLLM would raise a lower one to this."""
+# Engines sample in 32-bit floats: bounds keep what they divide by and compare with from becoming 0 or infinite there.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+"""vLLM would raise a lower one to the first."""
 MAX_BANNED_TOKEN_IDS = 1024
 """vLLM's GPU runner holds no more logit biases for a sequence, and fails over them."""
 
@@ -56,19 +62,25 @@ def _checked_temperature(value: float) -> float:
 
 Temperature = Annotated[
     float,
-    Field(ge=0, json_schema_extra={"anyOf": [{"const": 0}, {"minimum": MIN_TEMPERATURE}]}),
+    Field(ge=0, le=MAX_TEMPERATURE, json_schema_extra={"anyOf": [{"const": 0}, {"minimum": MIN_TEMPERATURE}]}),
     AfterValidator(_checked_temperature),
 ]
+
+
+TopP = Annotated[float, Field(ge=1e-6, le=1)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Sampling(WireModel):
     """How a batch is decoded. `temperature` 0 is greedy."""
 
-    max_new_tokens: int = Field(ge=1)
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    max_new_tokens: int = Field(ge=1, le=MAX_COUNT)
     temperature: Temperature = 0.0
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, description="0 = all tokens")
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    top_p: TopP = 1.0
+    top_k: Count = Field(default=0, description="0 = all tokens")
+    repetition_penalty: RepetitionPenalty = 1.0
     stop_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...] = Field(default=(), max_length=MAX_BANNED_TOKEN_IDS)
     repeat_terminate: RepeatTerminate | None = None
@@ -204,9 +216,9 @@ class TensorSpec(WireModel):
     """One tensor under its name in the Hugging Face checkpoint."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     dtype: Dtype
-    num_bytes: int = Field(ge=0)
+    num_bytes: int = Field(ge=0, lt=2**63)
 
 
 class WeightManifest(WireModel):
@@ -217,7 +229,7 @@ class WeightManifest(WireModel):
     mode: SyncMode
     transport: Transport
     tensors: tuple[TensorSpec, ...] = Field(min_length=1)
-    num_bytes: int = Field(ge=0, description="size of the safetensors data")
+    num_bytes: int = Field(ge=0, lt=2**63, description="size of the safetensors data")
     digest: str = Field(description="of the safetensors data, see shared/digest.py")
     folder: str | None = Field(default=None, description="file transport: folder under the server's --weights-root")
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from learner.types import Answer, DecodingStart, LostSample, TaughtRecord, TaughtRollout
+from learner.types import DecodingStart, LostRecord, LostSample, Outcome, TaughtRecord, TaughtRollout
 
 if TYPE_CHECKING:
     from learner.data.encoding import Encoder
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from learner.model.loaded import LoadedModel
     from learner.plan.step_plan import StepPlan, StepTotals
 
-Taught = TaughtRecord | TaughtRollout | LostSample | DecodingStart
+Taught = TaughtRecord | TaughtRollout | LostSample | LostRecord | DecodingStart
 """What became of a record, with what was measured on the way; or when a step's answers were asked for."""
 
 
@@ -32,7 +32,7 @@ class Objective(Protocol):
 class AnswerSource(Protocol):
     """Where the answers of a step that decodes come from; see decoding/ahead.py."""
 
-    def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Answer, None]:
+    def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Outcome, None]:
         """What became of each record of the group, once, as answers finish or in record order."""
         ...
 

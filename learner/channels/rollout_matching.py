@@ -10,7 +10,7 @@ from learner.channels.last_pass import LastPass, SinglePass
 from learner.channels.target_maker import TargetMaker
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.plan.step_plan import StepPlan
-from learner.types import LostSample
+from learner.types import Rollout
 from shared.config.models import Config
 from shared.errors import ProtocolError
 
@@ -29,7 +29,7 @@ class RolloutSteps:
         num_lost = 0
         async with aclosing(sources.answers.answers(step, group)) as answers:
             async for answer in answers:
-                if not isinstance(answer, LostSample):
+                if isinstance(answer, Rollout):
                     started = time.perf_counter()
                     taught = self.targets.of_rollout(answer)
                     yield taught.timed(time.perf_counter() - started)
@@ -37,7 +37,9 @@ class RolloutSteps:
                 yield answer
                 num_lost += 1
                 if num_lost == len(step.groups[group]):
-                    raise ProtocolError(f"every answer was lost; the last one, {answer.request.uid}: {answer.message}")
+                    raise ProtocolError(
+                        f"every answer was lost; the last one, {answer.record.record_id}: {answer.message}"
+                    )
         if group == len(step.groups) - 1:
             yield sources.answers.start_of(step)
 

@@ -10,21 +10,28 @@ from learner.channels.last_pass import LastPass, SinglePass
 from learner.channels.target_maker import TargetMaker
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.plan.step_plan import StepPlan
-from learner.types import TaughtRecord
+from learner.types import LostRecord, TaughtRecord
 from shared.config.models import Config
+from shared.errors import DataError
 
 
 @dataclass(frozen=True)
 class GroundTruthSteps:
-    """Each record's own answer, in record order."""
+    """Each record's own answer, in record order. A group that loses every record is an error."""
 
     targets: TargetMaker
     objective: Objective
 
     async def teach(self, step: StepPlan, group: int, sources: Sources) -> AsyncGenerator[Taught, None]:
-        asked = time.perf_counter()
+        asked, num_lost = time.perf_counter(), 0
         async with aclosing(sources.encoder.encode_in_order(step.groups[group])) as records:
             async for encoded in records:
+                if isinstance(encoded, LostRecord):
+                    yield encoded
+                    num_lost += 1
+                    if num_lost == len(step.groups[group]):
+                        raise DataError(f"every record of the step was lost; the last one: {encoded.message}")
+                    continue
                 encode_s = time.perf_counter() - asked
                 yield TaughtRecord(self.targets.of_record(encoded), encode_s)
                 asked = time.perf_counter()

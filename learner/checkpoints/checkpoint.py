@@ -5,13 +5,15 @@ import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.checkpoints.changes import Circumstances, changes_between
 from learner.model.adapter_files import save_adapters
 from learner.model.family import VisionLanguageModel
 from learner.model.loaded import LoadedModel
@@ -35,6 +37,7 @@ class TrainerState:
 
     The learning-rate schedule is not stored: it is a function of the step. `base_dtype` is the type of the weights that
     training began with, before it made float32 masters of them. `guard` is the window that the guard looks at.
+    `values` and `data` are the circumstances under which the checkpoint was written, empty in one of before they were.
     """
 
     global_step: int
@@ -46,6 +49,8 @@ class TrainerState:
     base_dtype: str
     files: dict[str, int]
     guard: Sequence[BandSums] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -61,12 +66,14 @@ class Checkpoints:
         guard: Guard,
         training: TrainingSection,
         config_digest: str,
+        circumstances: Circumstances = Circumstances({}, {}),
     ) -> None:
         self._loaded = loaded
         self._optimizer = optimizer
         self._guard = guard
         self._training = training
         self._digest = config_digest
+        self._circumstances = circumstances
         self._companions = loaded.folder
         self._base_dtype = base_dtype(loaded.folder)
         self._saved_epoch = 0
@@ -125,8 +132,9 @@ class Checkpoints:
         _restore_tensors(load_file(folder / TENSORS_FILE), self._optimizer, self._loaded.model)
         self._optimizer.go_on_from(state.global_step)
         self._guard.go_on_from(state.guard)
-        if state.config_digest != self._digest:
-            LOG.warning("%s was written under another configuration; the current one goes on", folder)
+        if changes := list(changes_between(Circumstances(state.values, state.data), self._circumstances)):
+            told = "; ".join(changes) if state.values else "keys that it does not name"
+            LOG.warning("%s was written with other values, those of now hold from here on: %s", folder, told)
         self._saved_epoch = int(state.epoch)
         if state.best_global_step is not None and state.best_metric is not None:
             self._best = (state.best_global_step, state.best_metric)
@@ -155,6 +163,8 @@ class Checkpoints:
             base_dtype=self._base_dtype,
             files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
             guard=self._guard.recent,
+            values=self._circumstances.values,
+            data=self._circumstances.data,
         )
 
     def _prune(self, written: Path) -> None:
@@ -185,11 +195,11 @@ def latest_checkpoint(root: Path) -> Path | None:
     return None
 
 
-def set_aside_later(root: Path, step: int, in_use: Path) -> None:
+def set_aside_later(root: Path, step: int, in_use: Path, *, is_new: bool = False) -> None:
     """Move checkpoints of later steps than `step` into `abandoned-K/`: a run goes on in `root` without them.
 
     They belong to a history that was given up, and would pass for this run's newest. The one that the run starts from,
-    `in_use`, stays.
+    `in_use`, stays. A run that `is_new` says how to go on with what it found.
     """
     later = [each for each in checkpoints_in(root) if step_of(each) > step and each.resolve() != in_use.resolve()]
     if not later:
@@ -199,6 +209,14 @@ def set_aside_later(root: Path, step: int, in_use: Path) -> None:
     for folder in later:
         folder.rename(aside / folder.name)
     names = ", ".join(folder.name for folder in later)
+    if is_new:
+        newest = aside / later[-1].name
+        LOG.warning(
+            "%s holds an earlier run; this one starts anew and moved its checkpoints to %s: %s. To go on with it "
+            "instead, stop, and set training.resume_from_checkpoint: %s",
+            root, aside, names, newest,
+        )  # fmt: skip
+        return
     LOG.warning("the run goes on from step %d; moved to %s, remove what is not wanted: %s", step, aside, names)
 
 

@@ -1,27 +1,21 @@
 """A checkpoint as a plain Hugging Face model: `python -m learner.checkpoints.export CHECKPOINT --out DIR`."""
 
-if __name__ == "__main__":
-    from shared.companions import tolerate_cuda_builds
-
-    tolerate_cuda_builds()  # before anything imports transformers
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
-from learner.checkpoints.checkpoint import copy_companions, read_state
-from learner.families.load import load_model
-from learner.model.adapter_files import tuner_of
-from learner.model.adapters import adapted_layers
-from learner.model.family import VisionLanguageModel
-from learner.weight_sync.snapshot import merged_weight
 from shared.checkpoint_facts import base_model, holds_adapters
+from shared.config.paths import user_path
+from shared.console import settle_streams
 from shared.errors import BoxloopError, ConfigError
 from shared.whole_folder import whole_folder
+
+if TYPE_CHECKING:
+    from learner.model.family import VisionLanguageModel
 
 
 def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
@@ -30,6 +24,13 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
     `dtype` is torch's name of a type; None = that of the model that training began with. Raises DataError when
     `checkpoint` is none of ours or is broken, and ConfigError when `out` is taken.
     """
+    # Here, so that `--help` and a wrong path do not wait for torch.
+    import torch
+
+    from learner.checkpoints.checkpoint import copy_companions, read_state
+    from learner.families.load import load_model
+    from learner.model.adapter_files import tuner_of
+
     state = read_state(checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} exists and is not empty; name a new folder")
@@ -45,8 +46,11 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
         copy_companions(loaded.folder, folder)
 
 
-def _fold_adapters(model: VisionLanguageModel) -> None:
+def _fold_adapters(model: "VisionLanguageModel") -> None:
     """Make adapted layers plain ones again, with the merged weights; nothing trains this model any more."""
+    from learner.model.adapters import adapted_layers
+    from learner.weight_sync.snapshot import merged_weight
+
     for name, layer in adapted_layers(model).items():
         layer.base_layer.weight.data = merged_weight(layer)
         model.set_submodule(name, layer.base_layer)
@@ -55,11 +59,12 @@ def _fold_adapters(model: VisionLanguageModel) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Export and return the exit code."""
     parser = argparse.ArgumentParser(prog="boxloop export", description="Write a plain Hugging Face checkpoint.")
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoint-N folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("checkpoint", type=user_path, help="a run's checkpoint-N folder")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write; must not exist or be empty")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="type of the weights; else the base checkpoint's"
     )
+    settle_streams()
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -72,4 +77,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    from shared.companions import tolerate_cuda_builds
+
+    tolerate_cuda_builds()  # before anything imports transformers
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,9 @@
 """The checkpoints of a run, and what it takes from the one it goes on from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from learner.checkpoints.changes import Circumstances
 from learner.checkpoints.checkpoint import Checkpoints, set_aside_later
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import Guard
@@ -10,13 +12,29 @@ from shared.config.models import Config
 
 
 def open_checkpoints(
-    config: Config, training: Training, guard: Guard, progress: Progress, resumed: Path | None, folder: Path
+    config: Config,
+    training: Training,
+    guard: Guard,
+    progress: Progress,
+    resumed: Path | None,
+    folder: Path,
+    data: Mapping[str, str],
 ) -> Checkpoints:
-    """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside."""
-    checkpoints = Checkpoints(training.loaded, training.optimizer, guard, config.training, config.digest)
+    """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside.
+
+    `data` are digests of the files of data by the keys that name them.
+    """
+    checkpoints = Checkpoints(
+        training.loaded,
+        training.optimizer,
+        guard,
+        config.training,
+        config.digest,
+        Circumstances.of(config, data),
+    )
     if resumed is not None:
         state = checkpoints.restore(resumed)
         progress.step, progress.cursor, progress.epoch = state.global_step, state.cursor, state.epoch
         progress.saved_step = state.global_step
-    set_aside_later(folder, progress.step, in_use=Path(config.model.model))
+    set_aside_later(folder, progress.step, in_use=Path(config.model.model), is_new=resumed is None)
     return checkpoints

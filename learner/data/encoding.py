@@ -1,17 +1,20 @@
 """From a record to the ids of its prompt: the learner owns the token space (docs/data.md)."""
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 
 from learner.data.images import ImageReader
-from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPT, chat_text
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS, chat_text
 from learner.detection.record import Record
-from learner.types import EncodedRecord, Grid
+from learner.types import EncodedRecord, Grid, LostRecord
 from shared.errors import DataError
 from shared.streams import task_group
+
+LOG = logging.getLogger(__name__)
 
 MOST_ENCODED = 32
 """Encoded records that wait for their turn: enough for every worker, few enough to hold their images."""
@@ -32,18 +35,22 @@ class Encoder:
         system: str | None = None,
         user_prompt: str | None = None,
         num_workers: int = 1,
+        on_bad_record: Literal["error", "skip"] = "error",
     ) -> None:
         """`system` and `user_prompt` replace the built-in texts; an empty `system` leaves the system turn out.
+
+        `on_bad_record` is what becomes of a record whose image cannot be used.
 
         Raises DataError when the tokenizer has no chat template or renders the image as another number of
         placeholders than one.
         """
         self._images = images
+        self._on_bad_record = on_bad_record
         self._limiter = CapacityLimiter(max(1, num_workers))
         text = chat_text(
             tokenizer,
             SYSTEM_PROMPT if system is None else system,
-            USER_PROMPT if user_prompt is None else user_prompt,
+            USER_PROMPTS["sorted"] if user_prompt is None else user_prompt,
         )
         self.request_token_ids: tuple[int, ...] = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         self._placeholder: int = tokenizer.convert_tokens_to_ids(images.placeholder)
@@ -53,13 +60,19 @@ class Encoder:
                 "use a checkpoint with its family's own template, and leave placeholders out of the prompt's texts"
             )
 
-    async def encode(self, record: Record) -> EncodedRecord:
-        """Encode a record in a worker thread. Raises DataError when its image cannot be used."""
-        return await to_thread.run_sync(self.encode_now, record, limiter=self._limiter)
+    async def encode(self, record: Record) -> EncodedRecord | LostRecord:
+        """Encode a record in a worker thread. One that cannot be is lost, or raises DataError, as was asked for."""
+        try:
+            return await to_thread.run_sync(self.encode_now, record, limiter=self._limiter)
+        except DataError as error:
+            if self._on_bad_record == "error":
+                raise
+            LOG.warning("lost %s", error)
+            return LostRecord(record, str(error))
 
-    async def encode_in_order(self, records: Sequence[Record]) -> AsyncGenerator[EncodedRecord, None]:
+    async def encode_in_order(self, records: Sequence[Record]) -> AsyncGenerator[EncodedRecord | LostRecord, None]:
         """Encode records side by side; each is handed on in its turn once it is done, however slow the taker is."""
-        encoded: dict[int, EncodedRecord] = {}
+        encoded: dict[int, EncodedRecord | LostRecord] = {}
         done = [anyio.Event() for _ in records]
 
         async def encode(place: int) -> None:
@@ -76,7 +89,9 @@ class Encoder:
                     tasks.start_soon(encode, place + MOST_ENCODED)
 
     def encode_now(self, record: Record) -> EncodedRecord:
-        """`encode`, in this thread."""
+        """Encode a record in this thread. Raises DataError when its line or its image cannot be used."""
+        if record.fault:
+            raise DataError(record.fault)
         image = self._images.read(record)
         return EncodedRecord(record, self.request_token_ids, self._expanded(image.grid), image)
 

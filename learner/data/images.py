@@ -8,20 +8,17 @@ from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from learner.detection.image_size import UNREADABLE_IMAGE
 from learner.detection.record import Record
 from learner.types import EncodedImage, Grid
 from shared.errors import ConfigError, DataError
 from shared.families.facts import FamilyFacts
 from shared.families.table import facts_in
+from shared.images import BadImage, OpenedImage, open_image
 
 Resize = Callable[[int, int, int, int, int], tuple[int, int]]
 """As `FamilyFacts.image_resize`."""
-
-LARGEST_FILE_PX = 100_000_000
-"""Larger images are refused before a pixel of them is decoded."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +65,12 @@ class ImageReader:
 
     def read(self, record: Record) -> EncodedImage:
         """Read a record's image; blocks. Raises DataError when it cannot be used."""
-        path = Path(record.images[0])
-        image, lossless = _opened(path, record.record_id)
-        if image.size != (record.width, record.height):
-            raise DataError(
-                f"{record.record_id}: {path} is {image.width}x{image.height} px, "
-                f"but the record says {record.width}x{record.height}"
-            )
+        file, opened = read_image(record)
         size = self.resized(record.width, record.height)
-        if image.size == size and lossless is not None:
-            return self._encoded(image, lossless)
-        if image.size != size:
-            image = image.resize(size, self._processor.resample)
-        return self._encoded(image, _png(image))
+        if opened.image.size != size:
+            image = opened.image.resize(size, self._processor.resample)
+            return self._encoded(image, _png(image))
+        return self._encoded(opened.image, file if opened.is_as_stored else _png(opened.image))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in px that an image is resized to, which resizing again leaves as they are.
@@ -118,18 +108,20 @@ class ImageReader:
         return EncodedImage(pixel_values, (t, h, w), png)
 
 
-def _opened(path: Path, record_id: str) -> tuple[Image.Image, bytes | None]:
-    """An image as it is seen, in RGB, and its file when that holds exactly these pixels without loss."""
+def read_image(record: Record) -> tuple[bytes, OpenedImage]:
+    """A record's image file and what it holds. Raises DataError, which names both, for one that cannot be used."""
+    path = Path(record.images[0])
     try:
         file = path.read_bytes()
-        with Image.open(io.BytesIO(file)) as opened:
-            if opened.width * opened.height > LARGEST_FILE_PX:
-                raise DataError(f"{record_id}: {path} of {opened.size} px has more than {LARGEST_FILE_PX} pixels")
-            as_it_is = opened.format == "PNG" and opened.mode == "RGB" and not opened.getexif()
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except UNREADABLE_IMAGE as error:
-        raise DataError(f"{record_id}: {path} cannot be read: {error}") from error
-    return image, file if as_it_is else None
+        opened = open_image(file)
+    except (OSError, BadImage) as error:
+        raise DataError(f"{record.record_id}: {path} cannot be read: {error}") from error
+    width, height = opened.image.size
+    if (width, height) != (record.width, record.height):
+        raise DataError(
+            f"{record.record_id}: {path} is {width}x{height} px, but the record says {record.width}x{record.height}"
+        )
+    return file, opened
 
 
 def _png(image: Image.Image) -> bytes:

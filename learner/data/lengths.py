@@ -1,5 +1,6 @@
 """What never fits: records that no pack holds, and prompts that leave no room for an answer."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,14 +13,20 @@ from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import ConfigError, DataError
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class FittingRecords:
-    """Records that a pack holds; tokens of their longest prompt, and at most of their longest with its answer."""
+    """Records that a pack holds; tokens of their longest prompt, and at most of their longest with its answer.
+
+    `num_unsized` of the others were left out because no image processor resizes their images.
+    """
 
     source: RecordSource
     longest_prompt: int
     longest_target: int
+    num_unsized: int = 0
 
 
 def without_long_records(
@@ -28,17 +35,27 @@ def without_long_records(
     vocabulary: CoordinateVocabulary,
     capacity: int,
     on_long_target: Literal["error", "skip"],
+    on_bad_record: Literal["error", "skip"] = "error",
 ) -> FittingRecords:
     """The records whose prompt and ground-truth answer fit a pack of `capacity` tokens.
 
-    Raises DataError naming the first that does not, unless `on_long_target` is skip, and when none is left.
+    Raises DataError naming the first that does not, unless `on_long_target` is skip; the first whose image has no size
+    that the image processor can make of it, unless `on_bad_record` is; and when none is left.
     """
     prompt_tokens = lru_cache(maxsize=None)(encoder.num_prompt_tokens)
-    longest_prompt = longest_target = 0
+    longest_prompt = longest_target = num_unsized = 0
 
     def fits(line: Line) -> bool:
-        nonlocal longest_prompt, longest_target
-        prompt = prompt_tokens(line.width, line.height)
+        nonlocal longest_prompt, longest_target, num_unsized
+        try:
+            prompt = prompt_tokens(line.width, line.height)
+        except DataError as error:
+            reason = f"{source.path}:{line.number}: {error}"
+            if on_bad_record == "error":
+                raise DataError(reason) from error
+            LOG.warning("skipped %s", reason)
+            num_unsized += 1
+            return False
         length = prompt + line.most_answer_tokens
         if length > capacity:  # only now is it worth tokenising the answer
             record = source.read(line)
@@ -53,7 +70,7 @@ def without_long_records(
         return length <= capacity
 
     fitting = source.filtered(fits)
-    return FittingRecords(fitting, longest_prompt, longest_target)
+    return FittingRecords(fitting, longest_prompt, longest_target, num_unsized)
 
 
 def longest_prompt_of(sizes: Iterable[tuple[int, int]], encoder: Encoder) -> int:

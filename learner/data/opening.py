@@ -1,6 +1,8 @@
 """The data of a run: what turns records into tokens, the records to train on, and those to validate on."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,23 +12,30 @@ from rich.console import Console
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
 from learner.data.lengths import FittingRecords, check_room, longest_prompt_of, without_long_records
+from learner.data.prompt import USER_PROMPTS
 from learner.data.records import Reading, RecordSource, read_all
+from learner.data.smells import smells_of
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.config.models import Config
+from shared.errors import ConfigError
 
 MAX_MODEL_LEN = "custom.extra.rollout_matching.vllm.max_model_len"
 
 
 @dataclass(frozen=True)
 class Data:
-    """`validation` are the records in file order, none where the configuration names no file."""
+    """`validation` are the records in file order, none where the configuration names no file.
+
+    `digests` are of the files, by the keys that name them.
+    """
 
     tokenizer: Any
     vocabulary: CoordinateVocabulary
     encoder: Encoder
     training: RecordSource
     validation: tuple[Record, ...]
+    digests: Mapping[str, str]
 
 
 def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) -> Data:
@@ -35,21 +44,47 @@ def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) ->
     Raises DataError and ConfigError for what cannot be read, packed or decoded.
     """
     vocabulary = CoordinateVocabulary.from_tokenizer(tokenizer)
+    check_embeddings(vocabulary, folder)
     encoder = open_encoder(config, folder, tokenizer)
     training = read_training(config, vocabulary, encoder, console)
     validation = read_validation(config, vocabulary)
     check_validation_prompts([(record.width, record.height) for record in validation], encoder, config)
-    return Data(tokenizer, vocabulary, encoder, training, validation)
+    files = {"custom.train_jsonl": config.custom.train_jsonl, "custom.val_jsonl": config.custom.val_jsonl}
+    digests = {key: digest_of(path) for key, path in files.items() if path is not None}
+    return Data(tokenizer, vocabulary, encoder, training, validation, digests)
+
+
+def check_embeddings(vocabulary: CoordinateVocabulary, folder: Path) -> int:
+    """Rows of the embedding by a checkpoint's config.json. Raises ConfigError when tokens have ids beyond them."""
+    config = json.loads((folder / "config.json").read_bytes())
+    size = config.get("text_config", config).get("vocab_size")
+    if not isinstance(size, int):
+        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a whole checkpoint")
+    beyond = [token_id for token_id in vocabulary.coordinate_ids if token_id >= size]
+    if beyond:
+        raise ConfigError(
+            f"model.model: {len(beyond)} coordinate tokens of {folder} have ids from {min(beyond)} on, its vocabulary "
+            f"is {size}; resize its embeddings and train them"
+        )
+    return size
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_encoder(config: Config, folder: Path, tokenizer: Any) -> Encoder:
     """What makes prompts of records, by the tokenizer and the image processor of a checkpoint."""
+    own_prompt = config.custom.user_prompt
     return Encoder(
         tokenizer,
         ImageReader.from_checkpoint(folder, config.template.max_pixels, config.template.min_pixels),
         system=config.template.system,
-        user_prompt=config.custom.user_prompt,
+        user_prompt=USER_PROMPTS[config.custom.object_ordering] if own_prompt is None else own_prompt,
         num_workers=config.training.dataloader_num_workers,
+        on_bad_record=config.custom.on_bad_record,
     )
 
 
@@ -75,13 +110,17 @@ def read_training(config: Config, vocabulary: CoordinateVocabulary, encoder: Enc
             seed=config.training.seed,
             limit=custom.train_sample_limit,
         )
-        fitting = fit_training(source, encoder, vocabulary, config).source
+        fitting = fit_training(source, encoder, vocabulary, config)
+    if custom.coordinate_space == "px":
+        for warning in smells_of(custom.train_jsonl):
+            console.print(f"{custom.train_jsonl}: {warning}", style="yellow", markup=False)
+    kept = fitting.source.num_records
     console.print(
-        f"{custom.train_jsonl}: {fitting.num_records} records, {len(counts.skipped)} skipped, "
-        f"{source.num_records - fitting.num_records} too long, {counts.widened} boxes widened, "
+        f"{custom.train_jsonl}: {kept} records, {len(counts.skipped) + fitting.num_unsized} skipped, "
+        f"{source.num_records - kept - fitting.num_unsized} too long, {counts.widened} boxes widened, "
         f"{counts.clamped} values clamped"
     )
-    return fitting
+    return fitting.source
 
 
 def read_validation(config: Config, vocabulary: CoordinateVocabulary) -> tuple[Record, ...]:
@@ -101,7 +140,9 @@ def fit_training(
     room for `max_new_tokens`, in a pack or on a server, in a run that decodes.
     """
     capacity = config.global_max_length
-    fitting = without_long_records(source, encoder, vocabulary, capacity, config.custom.on_long_target)
+    fitting = without_long_records(
+        source, encoder, vocabulary, capacity, config.custom.on_long_target, config.custom.on_bad_record
+    )
     if config.decodes:
         limits = {"global_max_length": capacity, **server_length(config)}
         check_room(fitting.longest_prompt, source.path, config.rollout.max_new_tokens, limits)

@@ -1,12 +1,16 @@
 """The chat that asks for an answer, and its built-in words."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import DataError
 
 SYSTEM_PROMPT = "You detect objects."
-USER_PROMPT = "Detect all objects in JSON, from top to bottom: desc, and bbox_2d as coordinate tokens from 0 to 999."
-"""What the model is asked when a configuration does not say.
+USER_PROMPTS: Mapping[str, str] = {
+    "sorted": "Detect all objects in JSON, from top to bottom: desc, and bbox_2d as coordinate tokens from 0 to 999.",
+    "random": "Detect all objects in JSON, in any order: desc, and bbox_2d as coordinate tokens from 0 to 999.",
+}
+"""What the model is asked when a configuration does not say, by `custom.object_ordering`.
 
 Coordinate tokens are named by their form only: a repetition penalty counts the prompt's tokens too and must not fall
 on real coordinates.

@@ -1,5 +1,6 @@
 """Records of a JSONL file: checked and indexed in one pass at the start, then read as they are needed."""
 
+import logging
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,23 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.detection.record import GoodLine, ReadCounts, Record, build_record, good_lines, ordered, read_record
+from learner.data.kept_file import KeptFile
+from learner.detection.record import (
+    GoodLine,
+    ReadCounts,
+    Record,
+    RecordError,
+    build_record,
+    good_lines,
+    ordered,
+    read_record,
+    record_id_of,
+)
 from learner.detection.record_rules import Changes, Polygons, Rules
 from learner.detection.serialize import most_answer_tokens
 from shared.errors import DataError
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -57,9 +71,10 @@ class RecordSource:
     resumes at any record. `seed` None keeps the order of the file. Not thread-safe.
     """
 
-    def __init__(self, path: Path, index: NDArray[np.void], reading: Reading, seed: int | None) -> None:
+    def __init__(self, file: KeptFile, index: NDArray[np.void], reading: Reading, seed: int | None) -> None:
         """`index` [R] has a row of `INDEX` a record, in the order of the file."""
-        self.path = path
+        self.path = file.path
+        self._file = file
         self._index = index
         self._reading = replace(reading, check_images=False)  # they were looked at when the file was indexed
         self._seed = seed
@@ -75,10 +90,11 @@ class RecordSource:
         file cannot be read.
         """
         counts, rows = ReadCounts(), array("Q")
+        file = _kept(path)
         for number, offset, num_bytes, size in _usable_lines(path, reading, reading.measure, limit, counts):
             most_tokens = most_answer_tokens(size.descs, size.num_coordinates)
             rows.extend((number, offset, num_bytes, size.width, size.height, most_tokens))
-        return cls(path, np.frombuffer(rows, INDEX), reading, seed), counts
+        return cls(file, np.frombuffer(rows, INDEX), reading, seed), counts
 
     @property
     def num_records(self) -> int:
@@ -90,15 +106,25 @@ class RecordSource:
             yield from map(Line._make, self._index[start : start + ROWS_AT_A_TIME].tolist())
 
     def record_at(self, cursor: int) -> Record:
-        """The record at `cursor` ≥ 0, counted over all epochs."""
+        """The record at `cursor` ≥ 0, counted over all epochs.
+
+        With `on_bad_record` skip one that was spoilt since the start comes with its `fault`; else raises RecordError.
+        """
         epoch, place = divmod(cursor, self.num_records)
-        return self.read(Line._make(self._index[self._permutation(epoch)[place]].item()), epoch)
+        line = Line._make(self._index[self._permutation(epoch)[place]].item())
+        if news := self._file.news():
+            LOG.warning(news)
+        try:
+            return self.read(line, epoch)
+        except RecordError as error:
+            if self._reading.on_bad_record == "error":
+                raise
+            name = record_id_of(self.path, line.number)
+            return Record(name, (), line.width, line.height, (), fault=str(error))
 
     def read(self, line: Line, epoch: int = 0) -> Record:
-        """Read one of `lines` again, as it is learned in an epoch."""
-        with self.path.open("rb") as file:
-            file.seek(line.offset)
-            text = file.read(line.num_bytes)
+        """Read one of `lines` again, as it is learned in an epoch. Raises RecordError when it is no longer there."""
+        text = self._file.read(line.offset, line.num_bytes)
         record = read_record(text, self.path, line.number, self._reading)
         return _arranged(record, self._reading, self._seed, epoch)
 
@@ -107,7 +133,7 @@ class RecordSource:
         kept = np.fromiter(map(keep, self.lines()), np.bool_, self.num_records)
         if not kept.any():
             raise _no_record(self.path, f"none of its {self.num_records} records is fit for training")
-        return RecordSource(self.path, self._index[kept], self._reading, self._seed)
+        return RecordSource(self._file, self._index[kept], self._reading, self._seed)
 
     def _permuted(self, epoch: int) -> Sequence[int]:
         if self._seed is None:
@@ -131,9 +157,20 @@ def _usable_lines(
     try:
         yield from islice(good_lines(path, check, reading.on_bad_record, counts), limit)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; name an existing JSONL file") from error
+        raise _unreadable(path, error) from error
     if not counts.records:
         raise _no_record(path, "every record was skipped" if counts.skipped else "the file has no record")
+
+
+def _kept(path: Path) -> KeptFile:
+    try:
+        return KeptFile(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror}; name an existing JSONL file")
 
 
 def _no_record(path: Path, reason: str) -> DataError:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 
+from shared.config.paths import user_path
+
 COLOURS = {
     "red": (220, 50, 47),
     "green": (60, 160, 60),
@@ -164,7 +166,7 @@ def main() -> None:
     from rich.progress import track
 
     parser = argparse.ArgumentParser(prog="python -m learner.data.shapes", description="Render the shapes data set.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the data set")
     parser.add_argument("--train", type=int, default=8192, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument("--seed", type=int, default=0)

@@ -26,7 +26,7 @@ from learner.plan.planner import Planner
 from learner.plan.schedule import decode_lags
 from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import LearnerActivity, RunAccount
-from learner.types import Answer, DecodingStart, Rollout, RolloutRequest
+from learner.types import Answer, DecodingStart, LostRecord, Outcome, Rollout, RolloutRequest
 from shared.errors import ProtocolError
 from shared.streams import task_group
 from shared.wire import PolicyVersion
@@ -78,7 +78,7 @@ class _StepDecoding:
         self.version: PolicyVersion | None = None
         self.published, self.requested, self.finished = anyio.Event(), anyio.Event(), anyio.Event()
         self.requested_at = self.encode_s = 0.0
-        self.hand_offs = [anyio.create_memory_object_stream[Answer](rules.room_for(len(g))) for g in plan.groups]
+        self.hand_offs = [anyio.create_memory_object_stream[Outcome](rules.room_for(len(g))) for g in plan.groups]
 
     async def published_version(self) -> PolicyVersion | None:
         await self.published.wait()
@@ -145,7 +145,7 @@ class Decoder:
         if self._opened is not None:
             await self._opened.finished.wait()
 
-    async def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Answer, None]:
+    async def answers(self, step: StepPlan, group: int) -> AsyncGenerator[Outcome, None]:
         """Yield what became of each record of a group of `step`, once.
 
         Raises ProtocolError for an answer by other weights than `max_lag` allows.
@@ -172,22 +172,33 @@ class Decoder:
         return decoding
 
     async def _decode(self, decoding: _StepDecoding) -> None:
-        """Decode group by group; records are read while the weights are published and while others are decoded."""
+        """Decode group by group; records are read while the weights are published and while others are decoded.
+
+        What could not be asked for is handed on after a group's answers.
+        """
         for group, (sender, _) in zip(decoding.plan.groups, decoding.hand_offs, strict=True):
             asked: deque[str] = deque()
-            requests = self._requests(decoding, group, asked)
+            lost: list[LostRecord] = []
+            requests = self._requests(decoding, group, asked, lost)
             async with sender, aclosing(decode_answers(self._pool, requests, decoding.published_version)) as answers:
                 async for answer in in_request_order(answers, asked) if self._rules.in_order else answers:
                     await sender.send(answer)
+                decoding.requested.set()
+                for each in lost:
+                    await sender.send(each)
         decoding.finished.set()
 
     async def _requests(
-        self, decoding: _StepDecoding, group: Sequence[Record], asked: deque[str]
+        self, decoding: _StepDecoding, group: Sequence[Record], asked: deque[str], lost: list[LostRecord]
     ) -> AsyncGenerator[RolloutRequest, None]:
-        """Requests as records are read, none before the weights are published; notes their uids in `asked`."""
+        """Requests as records are read, none before the weights are published.
+
+        Notes their uids in `asked`, and in `lost` what cannot be asked for.
+        """
         encoded = self._encoder.encode_in_order(group)
         started = time.monotonic()
-        async with aclosing(decode_requests(encoded, self._rules.run_seed, decoding.plan.step)) as requests:
+        made = decode_requests(encoded, self._rules.run_seed, decoding.plan.step, lost.append)
+        async with aclosing(made) as requests:
             async for request in requests:
                 decoding.encode_s += time.monotonic() - started
                 await decoding.published.wait()

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from hashlib import blake2b
 
 from learner.decoding.pool import RolloutPool
-from learner.types import Answer, EncodedRecord, RolloutRequest
+from learner.types import Answer, EncodedRecord, LostRecord, RolloutRequest
 from shared.streams import prefetched
 from shared.wire import PolicyVersion, Sampling
 
@@ -33,12 +33,21 @@ async def decode_answers(
 
 
 async def decode_requests(
-    encoded: AsyncGenerator[EncodedRecord, None], run_seed: int, step: int
+    encoded: AsyncGenerator[EncodedRecord | LostRecord, None],
+    run_seed: int,
+    step: int,
+    lose: Callable[[LostRecord], None],
 ) -> AsyncGenerator[RolloutRequest, None]:
-    """One request a record. At the border of two epochs a record can stand in a step twice: each is told apart."""
+    """One request a record; what cannot be asked for is given to `lose`.
+
+    At the border of two epochs a record can stand in a step twice: each is told apart.
+    """
     asked: Counter[str] = Counter()
     async with aclosing(encoded):
         async for each in encoded:
+            if isinstance(each, LostRecord):
+                lose(each)
+                continue
             record_id = each.record.record_id
             yield RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id])
             asked[record_id] += 1

@@ -16,13 +16,17 @@ DUPLICATE_IOU = 0.9
 
 @dataclass(frozen=True)
 class Quality:
-    """Sums over answers. Ratios with nothing below the line are 0."""
+    """Sums over answers. Ratios with nothing below the line are 0.
+
+    A sound answer has a valid object, or rightly says that there is none.
+    """
 
     num_answers: int = 0
     num_invalid: int = 0
     num_empty: int = 0
     num_truncated: int = 0
     num_with_predictions: int = 0
+    num_sound: int = 0
     num_with_matches: int = 0
     num_predictions: int = 0
     num_ground_truth: int = 0
@@ -71,6 +75,7 @@ def quality_of(parsed: ParsedRollout, ground_truth: Sequence[GroundTruthObject],
         num_empty=int(parsed.empty),
         num_truncated=int(parsed.truncated),
         num_with_predictions=int(bool(parsed.predictions)),
+        num_sound=int(bool(parsed.predictions) or (parsed.empty and not ground_truth)),
         num_with_matches=int(bool(match.pairs)),
         num_predictions=len(parsed.predictions),
         num_ground_truth=len(ground_truth),

@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from learner.detection.geometry import bounding_box
-from learner.detection.record_rules import BrokenRule, Changes, CheckedRecord, CoordinateSpace, Kind, Rules
+from learner.detection.lines import begin_of_text
+from learner.detection.record_rules import (
+    BrokenRule,
+    Changes,
+    CheckedRecord,
+    CoordinateSpace,
+    Kind,
+    Rules,
+    image_path,
+)
 from shared.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MOST_OF_STEM = 120
+"""Bytes of a file's name in a record's, which goes over the wire and into names of pictures."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,10 @@ class GroundTruthObject:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a JSONL file. `images` are resolved paths, `width` and `height` are px, EXIF orientation applied."""
+    """One line of a JSONL file. `images` are resolved paths, `width` and `height` are px, EXIF orientation applied.
+
+    `fault` says why the line could not be read again; such a record has no objects, and whoever encodes it loses it.
+    """
 
     record_id: str
     images: tuple[str, ...]
@@ -35,6 +50,7 @@ class Record:
     height: int
     objects: tuple[GroundTruthObject, ...]
     metadata: Mapping[str, Any] | None = None
+    fault: str = ""
 
 
 class RecordError(DataError):
@@ -80,7 +96,8 @@ def read_records(
     `special_texts` are a tokenizer's special tokens (`CoordinateVocabulary.special_texts`), which no desc may hold.
     `check_images` opens each image's header. With `on_bad_record="skip"` a bad record is logged and listed in `counts`.
 
-    Raises RecordError for the first bad record, and OSError when the file cannot be read.
+    Raises RecordError for the first bad record, DataError for a file that is not made of JSON lines, and OSError for
+    one that cannot be read.
     """
     rules = Rules(coordinate_space, frozenset(special_texts), check_images)
     for line in good_lines(path, rules.check, on_bad_record, ReadCounts() if counts is None else counts):
@@ -93,9 +110,13 @@ def good_lines(
     on_bad_record: Literal["error", "skip"],
     counts: ReadCounts,
 ) -> Iterator[GoodLine[T]]:
-    """What `check`, of `Rules`, makes of the lines of a file. Errors as for `read_records`."""
-    folder, offset = Path(path).parent, 0
+    """What `check`, of `Rules`, makes of the lines of a file.
+
+    Errors as for `read_records`, and DataError for a file that is not made of JSON lines.
+    """
+    folder = Path(path).parent
     with open(path, "rb") as lines:
+        offset = begin_of_text(lines, path)
         for number, line in enumerate(lines, 1):
             start, offset = offset, offset + len(line)
             if not line.strip():
@@ -126,13 +147,19 @@ def build_record(content: CheckedRecord, path: str | Path, number: int) -> Recor
     """The record of a good line."""
     path = Path(path)
     return Record(
-        record_id=f"{path.stem}:{number}",
-        images=(str((path.parent / content.image).resolve()),),
+        record_id=record_id_of(path, number),
+        images=(str(image_path(path.parent, content.image)),),
         width=content.width,
         height=content.height,
         objects=tuple(GroundTruthObject(*item) for item in content.objects),
         metadata=content.metadata,
     )
+
+
+def record_id_of(path: Path, number: int) -> str:
+    """The name of the record on a line, counted from 1: train:17."""
+    stem = path.stem.encode("utf-8", "replace")[:MOST_OF_STEM].decode("utf-8", "ignore")
+    return f"{stem}:{number}"
 
 
 def ordered(

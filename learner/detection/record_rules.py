@@ -1,6 +1,8 @@
 """The rules of the data contract (docs/data.md): a line of JSON to checked values, coordinates to bins."""
 
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -9,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from learner.detection.geometry import MAX_BIN, bins_of_px, bounding_box, widened
-from learner.detection.image_size import UNREADABLE_IMAGE, image_size
 from learner.detection.plain_boxes import CONTROL, NUMBERS, descs_of_plain_boxes
 from learner.detection.vocabulary import NUM_BINS, coordinate_text
+from shared.images import BadImage, check_aspect_ratio, image_size
 
 Kind = Literal["bbox_2d", "poly"]
 KINDS: tuple[Kind, ...] = ("bbox_2d", "poly")
@@ -20,7 +22,11 @@ Polygons = Literal["error", "as_bbox", "keep"]
 
 TOLERANCE_PX = 1.0
 """Values this far outside the image are clamped, others are errors."""
+_ADDRESS = re.compile(r"data:|file:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""How a text begins that is no path of a file: an address, or the image itself."""
 _BIN_OF_TEXT = {coordinate_text(bin): bin for bin in range(NUM_BINS)}
+COORDINATE_TEXTS = frozenset(_BIN_OF_TEXT)
+"""All coordinate tokens; no desc may hold one."""
 
 
 class BrokenRule(Exception):
@@ -97,8 +103,12 @@ class Rules:
         raw = _json_object(line)
         width, height = _size(raw, "width"), _size(raw, "height")
         image = _image(raw)
+        try:
+            check_aspect_ratio(width, height)
+        except BadImage as error:
+            raise BrokenRule(f"image {_shown(image)}: {error}") from None
         if self.check_images:
-            _check_image((folder / image).resolve(), width, height)
+            _check_image(image_path(folder, image), width, height)
         metadata = raw.get("metadata")
         if not (metadata is None or isinstance(metadata, dict)):
             raise BrokenRule(f"metadata must be an object, got {_shown(metadata)}")
@@ -226,16 +236,25 @@ def _image(raw: dict[str, Any]) -> str:
         raise BrokenRule(f"images must be a list of exactly one path, got {_shown(images)}")
     if "\0" in images[0]:
         raise BrokenRule(f"images: no path holds a zero byte, got {_shown(images[0])}")
+    if _ADDRESS.match(images[0]):
+        raise BrokenRule(f"images takes the path of a local file, got {_shown(images[0])}; save the image to a file")
     return images[0]
+
+
+def image_path(folder: Path, image: str) -> Path:
+    """The file that a record of a JSONL file in `folder` names; links are followed, and one in a circle stays."""
+    return Path(os.path.realpath(folder / image))
 
 
 def _check_image(image: Path, width: int, height: int) -> None:
     """Compare a record's size with the image's own, as it is seen (EXIF orientation applied)."""
     try:
+        if not stat.S_ISREG(image.stat().st_mode):
+            raise BrokenRule(f"unreadable image {image}: it is a folder or a device, and no file")
         size = image_size(image)
     except FileNotFoundError:
         raise BrokenRule(f"missing image file {image}") from None
-    except UNREADABLE_IMAGE as error:
+    except (OSError, BadImage) as error:
         raise BrokenRule(f"unreadable image {image}: {error}") from None
     if size != (width, height):
         raise BrokenRule(f"image {image} is {size[0]}x{size[1]} px, but the record says {width}x{height}")

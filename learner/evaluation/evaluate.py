@@ -1,6 +1,6 @@
 """Evaluation: decode the validation records with the current weights, parse and score them. No loss."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from math import exp
@@ -20,9 +20,9 @@ from learner.detection.record_rules import KINDS
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import Scores, Scoring
 from learner.plan.progress import Progress
-from learner.reporting.pictures import PictureSample, draw
+from learner.reporting.pictures import PictureSample, try_to_draw
 from learner.reporting.sinks import Sinks, progress_bar
-from learner.types import Answer, LostSample, Rollout
+from learner.types import Answer, LostRecord, LostSample, Rollout
 from shared.errors import ProtocolError
 from shared.wire import PolicyVersion, Sampling
 
@@ -77,13 +77,17 @@ class Evaluation:
         drawn = {record.record_id for record in records[: self._plan.num_pictures]}
         with progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=len(records))
-            async with aclosing(self._answers(progress.step)) as results:
+
+            def lose(lost: LostSample | LostRecord) -> None:
+                message = f"evaluation: {lost.record.record_id} lost: {lost.message}"
+                self._console.print(message, style="yellow", markup=False)
+                scoring.lose(lost.record)
+
+            async with aclosing(self._answers(progress.step, lose)) as results:
                 async for result in results:
                     bar.advance(task)
                     if isinstance(result, LostSample):
-                        message = f"evaluation: {result.request.uid} lost: {result.message}"
-                        self._console.print(message, style="yellow", markup=False)
-                        scoring.lose(result.request.encoded.record)
+                        lose(result)
                         continue
                     sample = self._count(scoring, result)
                     if sample.record.record_id in drawn:
@@ -93,13 +97,14 @@ class Evaluation:
         self._console.print(evaluation_line(scores))
         return scores
 
-    def _answers(self, step: int) -> AsyncGenerator[Answer, None]:
+    def _answers(self, step: int, lose: Callable[[LostRecord], None]) -> AsyncGenerator[Answer, None]:
         """Every record's answer, by the weights after `step` optimizer steps."""
 
         async def publish() -> PolicyVersion:
             return (await self._decoding.decoder.publish(step)).version
 
-        requests = decode_requests(self._encoder.encode_in_order(self._plan.records), run_seed=0, step=0)
+        encoded = self._encoder.encode_in_order(self._plan.records)
+        requests = decode_requests(encoded, run_seed=0, step=0, lose=lose)
         return decode_answers(self._decoding.pool, requests, publish, self._sampling, return_logprobs=True)
 
     def _count(self, scoring: Scoring, rollout: Rollout) -> PictureSample:
@@ -112,7 +117,7 @@ class Evaluation:
         """Write one sample as a picture."""
         self._plan.pictures.mkdir(parents=True, exist_ok=True)
         name = sample.record.record_id.replace(":", "-").replace("/", "-")
-        draw(sample).save(self._plan.pictures / f"eval-{step:06d}-{name}.png")
+        try_to_draw(sample, self._plan.pictures / f"eval-{step:06d}-{name}.png")
 
 
 def score_of(prediction: Prediction, rollout: Rollout) -> float:

@@ -32,8 +32,10 @@ HEADLINES = {
 
 def print_scores(scores: Scores, console: Console) -> None:
     """Print the scores of the whole set and of its most frequent descs."""
-    console.print(summary_table(scores))
-    console.print(class_table(scores))
+    for table in (summary_table(scores), class_table(scores)):
+        # Where no terminal says how wide it is, a table is as wide as it needs to be.
+        width = None if console.is_terminal else max(console.width, console.measure(table).maximum)
+        console.print(table, width=width, crop=console.is_terminal, soft_wrap=False)
     if not is_installed("faster_coco_eval"):
         message = f"COCO AP is left out: faster-coco-eval is not installed; {cure_for('faster_coco_eval')}"
         console.print(message, markup=False)

@@ -14,7 +14,7 @@ from learner.model.attention import MATMUL_ATTENTION, VARLEN_ATTENTION
 from learner.model.family import VisionLanguageModel
 from learner.model.freeze import freeze
 from learner.model.loaded import LoadedModel
-from shared.checkpoint_facts import checkpoint_folder
+from shared.checkpoint_facts import chat_template_of, checkpoint_folder
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
 from shared.families.table import facts_in
@@ -81,7 +81,11 @@ def load_tokenizer(name: str) -> Any:
     """The checkpoint's tokenizer. AutoProcessor is avoided: it needs torchvision."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(checkpoint_folder(name))
+    folder = checkpoint_folder(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template_of(folder)
+    return tokenizer
 
 
 def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from learner.detection.vocabulary import NUM_BINS, coordinate_text
 from learner.model.tiny_tokenizer import Glue, tiny_tokenizer
+from shared.config.paths import user_path
 
 PATCH_SIZE = 16
 MERGE_SIZE = 2
@@ -164,7 +165,7 @@ def _write_processors(directory: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m learner.model.tiny", description="Write a tiny Qwen3-VL.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     parser.add_argument("--tokenizer", choices=("plain", "fused"), default="plain", help="how JSON glue is tokenised")
     arguments = parser.parse_args()

@@ -13,7 +13,7 @@ from typing import Literal
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPT
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS
 from learner.data.shapes import COLOURS, FORMS
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
@@ -85,7 +85,7 @@ def _corpus() -> Iterator[str]:
     for num_objects in [*range(16), *range(1, 7)] * 8:
         objects = [GroundTruthObject(chooser.choice(descs), "bbox_2d", (0, 0, 0, 0)) for _ in range(num_objects)]
         yield from answer_text(objects).split(coordinate_text(0))
-    for role, text in [("system", SYSTEM_PROMPT), ("user", USER_PROMPT), ("assistant", "")] * 2:
+    for role, text in [("system", SYSTEM_PROMPT), ("user", USER_PROMPTS["sorted"]), ("assistant", "")] * 2:
         yield f"{role}\n{text}"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from learner.detection.record import Record
 from learner.plan.schedule import channel_of
 from learner.plan.step_plan import StepPlan, StepTotals
+from shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from shared.config.models import Config
@@ -54,6 +55,22 @@ class Planner:
                 return None
             plan, within = self.plan(plan.step + 1, plan.cursor), within - 1
         return plan
+
+    def num_steps_of(self, config: "Config") -> int:
+        """The steps of a run: `max_steps`, or the whole ones in its epochs. Raises ConfigError when there is none."""
+        training = config.training
+        if training.max_steps > 0:
+            return training.max_steps
+        num_steps = self.num_steps(training.num_train_epochs)
+        if num_steps == 0:
+            first = self.records_per_step[channel_of(0, self.pattern).value]
+            raise ConfigError(
+                f"training.num_train_epochs: {training.num_train_epochs:g} passes over the {self.num_records} records "
+                f"of {config.custom.train_jsonl} make no step of {first} records (training.effective_batch_size, or "
+                "rollouts_per_step of a B step), so nothing would be trained; lower that, or give more epochs, "
+                "records or training.max_steps"
+            )
+        return num_steps
 
     def num_steps(self, epochs: float) -> int:
         """Whole steps in `epochs` passes over the records; a last step that would be short is not begun."""

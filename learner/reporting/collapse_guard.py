@@ -47,7 +47,7 @@ class Guard:
         self._bands = (
             Band("rollout/pred_per_gt", section.pred_per_gt_max, is_upper=True),
             Band("rollout/parse_truncated_rate", section.truncated_rate_max, is_upper=True),
-            Band("rollout/sample_valid_pred_rate", section.valid_rate_min, is_upper=False),
+            Band("rollout/sample_sound_rate", section.valid_rate_min, is_upper=False),
         )
 
     @property
@@ -88,5 +88,6 @@ class Guard:
 
     def _mean(self, metric: str) -> float | None:
         """A metric over the whole window; None where there was nothing to count."""
-        numerator, denominator = map(sum, zip(*(step[metric] for step in self._recent), strict=True))
+        sums = [step.get(metric, (0.0, 0.0)) for step in self._recent]  # a checkpoint of before may lack a band
+        numerator, denominator = map(sum, zip(*sums, strict=True))
         return numerator / denominator if denominator else None

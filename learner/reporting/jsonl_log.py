@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from shared.errors import DataError
 from shared.whole_folder import NotWritten
 
 
@@ -41,9 +42,16 @@ class JsonlLog:
 def keep_until(path: Path, step: int) -> None:
     """Cut the file behind the last whole line of a step up to `step`."""
     num_bytes = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or orjson.loads(line)["step"] > step:
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n") or _step_of(line, path, number) > step:
             break
         num_bytes += len(line)
     with path.open("r+b") as file:
         file.truncate(num_bytes)
+
+
+def _step_of(line: bytes, path: Path, number: int) -> int:
+    try:
+        return int(orjson.loads(line)["step"])
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}:{number} is no record of a run ({error!r}); move the file out of the way") from None

@@ -7,7 +7,7 @@ import orjson
 from anyio import to_thread
 
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.reporting.pictures import PictureSample, draw
+from learner.reporting.pictures import PictureSample, try_to_draw
 from learner.reporting.step_report import StepRecord
 from learner.types import TaughtRollout
 from shared.config.rollout import MonitorDumpSection
@@ -51,7 +51,7 @@ class Monitor:
             details = orjson.dumps(self._details(step, learned), option=orjson.OPT_INDENT_2)
             (self._folder / f"{name}.json").write_bytes(details)
             picture = PictureSample(record, learned.parsed.predictions, learned.match, appended=learned.match.missing)
-            draw(picture).save(self._folder / f"{name}.png")
+            try_to_draw(picture, self._folder / f"{name}.png")
 
     def _details(self, step: int, learned: TaughtRollout) -> dict[str, object]:
         rollout, parsed, match, target = learned.rollout, learned.parsed, learned.match, learned.sample.target

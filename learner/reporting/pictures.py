@@ -3,16 +3,22 @@
 A matched pair bears the same number on both sides: the object's place in the ground truth, from 1.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from learner.data.images import read_image
 from learner.detection.geometry import px_of_bins
 from learner.detection.matching import Match
 from learner.detection.prediction import Prediction
 from learner.detection.record import Record
+from shared.errors import DataError
+
+LOG = logging.getLogger(__name__)
 
 PANEL_PX = 480
 """The longer side of each panel; small images are enlarged to it, so that labels are legible."""
@@ -22,10 +28,11 @@ CAPTION_PX = 30
 LABEL_SIZE, TITLE_SIZE = 13, 15
 PAPER, INK, FADED = (250, 250, 247), (32, 33, 36), (110, 112, 118)
 
-Verdict = Literal["matched", "missing", "appended", "extra"]
+Verdict = Literal["matched", "misnamed", "missing", "appended", "extra"]
 Colour = tuple[int, int, int]
 VERDICT_COLOURS: dict[Verdict, Colour] = {
     "matched": (20, 120, 80),
+    "misnamed": (150, 110, 0),
     "missing": (176, 40, 120),
     "appended": (176, 40, 120),
     "extra": (200, 70, 10),
@@ -52,11 +59,18 @@ class Outline:
     dashed: bool = False
 
 
+def try_to_draw(sample: PictureSample, file: Path) -> None:
+    """Write a sample's picture; one whose image cannot be read any more is left out with a warning."""
+    try:
+        draw(sample).save(file)
+    except DataError as error:
+        LOG.warning("no picture: %s", error)
+
+
 def draw(sample: PictureSample) -> Image.Image:
-    """Draw a sample; reads the record's image. Raises OSError when that cannot be read."""
-    with Image.open(sample.record.images[0]) as opened:
-        photograph = ImageOps.exif_transpose(opened).convert("RGB")
-    photograph = enlarged(photograph)
+    """Draw a sample; reads the record's image. Raises DataError when that cannot be read."""
+    _, opened = read_image(sample.record)
+    photograph = enlarged(opened.image)
     width, height = photograph.size
     sheet = Image.new("RGB", (2 * width + 3 * MARGIN_PX, TITLE_PX + height + CAPTION_PX + MARGIN_PX), PAPER)
     canvas = ImageDraw.Draw(sheet)
@@ -85,15 +99,17 @@ def truth_outlines(sample: PictureSample, width: int, height: int) -> list[Outli
 
 
 def answer_outlines(sample: PictureSample, width: int, height: int) -> list[Outline]:
-    """The predicted objects: matched with their IoU, or extra."""
-    matched = {prediction: (truth + 1, iou) for prediction, truth, iou in sample.match.pairs}
+    """The predicted objects: matched with their IoU, the same under another name, or extra."""
+    matched = {prediction: (truth, iou) for prediction, truth, iou in sample.match.pairs}
     outlines = []
     for place, item in enumerate(sample.predictions):
-        verdict: Verdict = "matched" if place in matched else "extra"
+        verdict: Verdict = "extra"
         label = f"{item.desc} · extra"
-        if verdict == "matched":
-            number, iou = matched[place]
-            label = f"{number} {item.desc} · {iou:.2f}"
+        if place in matched:
+            truth, iou = matched[place]
+            right = sample.record.objects[truth].desc
+            verdict = "matched" if item.desc == right else "misnamed"
+            label = f"{truth + 1} {item.desc} · {iou:.2f}" + ("" if verdict == "matched" else f" · not {right}")
         points = _points(item.bins, item.kind, width, height)
         outlines.append(Outline(points, label, VERDICT_COLOURS[verdict]))
     return outlines

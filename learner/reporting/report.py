@@ -18,6 +18,8 @@ from PIL import Image
 from learner.reporting.charts import LEFT, RIGHT, WIDTH, Series, Share, duration, line_chart, number, share_bar
 from learner.reporting.page import page
 from learner.reporting.run_log import Picture, RunLog, read_runs
+from shared.config.paths import user_path
+from shared.console import settle_streams
 from shared.errors import BoxloopError
 
 LARGEST_PNG_BYTES = 200_000
@@ -220,10 +222,11 @@ def data_uri(path: Path) -> str:
 
 
 def main() -> int:
+    settle_streams()
     parser = argparse.ArgumentParser(
         prog="python -m learner.reporting.report", description="Write report.html of a run."
     )
-    parser.add_argument("run_dir", type=Path, help="output_dir of a run, or a folder of runs")
+    parser.add_argument("run_dir", type=user_path, help="output_dir of a run, or a folder of runs")
     try:
         print(write_report(parser.parse_args().run_dir))
     except BoxloopError as error:

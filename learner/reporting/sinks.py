@@ -59,10 +59,10 @@ class Sinks:
         self._waiting += step.tallies
         finished = step.step + 1
         self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
-        lost_ids = [lost.request.encoded.record.record_id for lost in step.lost]
+        lost_ids = [lost.record.record_id for lost in step.lost]
         self._ledger.append({"step": finished, "trained": step.trained, "lost": lost_ids})
         for lost in step.lost:
-            message = f"step {finished}: {lost.request.uid} lost: {lost.code}: {lost.message}"
+            message = f"step {finished}: {lost.record.record_id} lost: {lost.message}"
             self._console.print(message, style="yellow", markup=False)
         due = (
             finished % self._logging_steps == 0

@@ -10,7 +10,15 @@ from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import Lap, LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.tallies import Tallies
 from learner.training.lane import ComputeLane
-from learner.types import DecodingStart, LearnedPack, LostSample, StepResult, TaughtRecord, TaughtRollout
+from learner.types import (
+    DecodingStart,
+    LearnedPack,
+    LostRecord,
+    LostSample,
+    StepResult,
+    TaughtRecord,
+    TaughtRollout,
+)
 from shared.errors import BoxloopError
 
 
@@ -31,7 +39,7 @@ class StepRecord:
     tallies: Tallies
     trained: tuple[str, ...]
     learned: tuple[TaughtRollout, ...]
-    lost: tuple[LostSample, ...]
+    lost: tuple[LostSample | LostRecord, ...]
 
 
 class StepReport:
@@ -50,13 +58,13 @@ class StepReport:
         self._first_request_at = 0.0
         self._learned: list[TaughtRollout] = []
         self._packs: list[LearnedPack] = []
-        self._lost: list[LostSample] = []
+        self._lost: list[LostSample | LostRecord] = []
 
     def add_time(self, name: str, seconds: float) -> None:
         """Add to one of the step's `time/…` metrics."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def add_taught(self, taught: TaughtRecord | TaughtRollout | LostSample | DecodingStart) -> None:
+    def add_taught(self, taught: TaughtRecord | TaughtRollout | LostSample | LostRecord | DecodingStart) -> None:
         """Book what a channel made, with what it measured on the way."""
         match taught:
             case TaughtRecord():
@@ -65,7 +73,7 @@ class StepReport:
                 self._learned.append(taught)
                 self.add_time("time/rollout_parse_match_s", taught.make_s)
                 count_answer(self._tallies, taught, self._plan.step)
-            case LostSample():
+            case LostSample() | LostRecord():
                 self._lost.append(taught)
             case DecodingStart():
                 self._first_request_at = taught.first_request_at
@@ -80,7 +88,7 @@ class StepReport:
         To be called between the last pack and the update, so that a step that is not whole moves nothing.
         """
         planned = Counter(record.record_id for record in self._plan.records)
-        found = Counter(self._trained) + Counter(each.request.encoded.record.record_id for each in self._lost)
+        found = Counter(self._trained) + Counter(each.record.record_id for each in self._lost)
         if found != planned:
             missing, too_many = sorted((planned - found).elements()), sorted((found - planned).elements())
             raise RecordsMiscounted(
@@ -183,6 +191,7 @@ def count_answer(tallies: Tallies, learned: TaughtRollout, step: int) -> None:
         tallies.count(f"rollout/parse_dropped_{reason}", times)
     tallies.count("rollout/parse_obj_valid_frac", predicted, predicted + quality.num_dropped)
     tallies.count("rollout/sample_valid_pred_rate", quality.num_with_predictions, 1)
+    tallies.count("rollout/sample_sound_rate", quality.num_sound, 1)
     tallies.count("rollout/sample_any_match_rate", quality.num_with_matches, 1)
     tallies.count("rollout/precision", matched, predicted)
     tallies.count("rollout/recall", matched, truth)

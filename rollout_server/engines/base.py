@@ -61,6 +61,13 @@ class SampleRejected(BoxloopError):
         self.code: SampleErrorCode = code
 
 
+def failure_of(request: EngineRequest, error: Exception) -> EngineFailure:
+    """The answer to a request that cannot be decoded, whatever was wrong: one sample never ends a batch."""
+    code: SampleErrorCode = error.code if isinstance(error, SampleRejected) else "engine_error"
+    reason = str(error) if isinstance(error, SampleRejected) else f"{type(error).__name__}: {error}"
+    return EngineFailure(request.uid, code, reason)
+
+
 @dataclass(frozen=True)
 class ModelTensors:
     """What a full update holds: shapes by checkpoint name.

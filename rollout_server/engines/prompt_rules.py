@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rollout_server.engines.base import EngineRequest, SampleRejected
+from shared.checkpoint_facts import image_processor_of
 from shared.errors import ConfigError
 from shared.families.table import facts_of
+from shared.images import BadImage, check_aspect_ratio, open_image
 from shared.wire import Sampling, ServerLimits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-
-MAX_ASPECT_RATIO = 200
-"""`smart_resize` of the checkpoint's image processor fails on anything longer."""
 
 Grid = tuple[int, int, int]
 """(t, h, w) of an image in patches."""
@@ -59,10 +58,8 @@ class PromptRules:
     def open_image(self, data: bytes) -> Image.Image:
         """Decode an image file to RGB; raises SampleRejected for a broken, too large or unaligned one."""
         try:
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                self._check_size(image.width, image.height)
-                return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            return open_image(data, self._check_size, IMAGE_FORMATS).image
+        except BadImage as error:
             raise SampleRejected("bad_image", f"not a readable {'/'.join(IMAGE_FORMATS)} image: {error}") from error
 
     def expanded(self, token_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
@@ -115,8 +112,7 @@ class PromptRules:
                 "bad_image",
                 f"{width}×{height} px are no multiples of {factor}; send a size that the processor leaves as it is",
             )
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise SampleRejected("bad_image", f"{width}×{height} px are longer than {MAX_ASPECT_RATIO} to 1")
+        check_aspect_ratio(width, height)
 
 
 def read_rules(model: str, limits: ServerLimits, min_pixels: int | None = None) -> PromptRules:
@@ -125,7 +121,7 @@ def read_rules(model: str, limits: ServerLimits, min_pixels: int | None = None) 
     Raises ConfigError without them, and for a checkpoint of no known family. `min_pixels` replaces that of the image
     processor.
     """
-    config, processor = _json_of(model, "config.json"), _json_of(model, "preprocessor_config.json")
+    config, processor = _json_of(model, "config.json"), image_processor_of(model)
     facts = facts_of(config.get("model_type"), model)
     try:
         return PromptRules(

@@ -22,8 +22,8 @@ from rollout_server.engines.base import (
     EngineRequest,
     EngineResult,
     ModelTensors,
-    SampleRejected,
     WeightSource,
+    failure_of,
 )
 from rollout_server.engines.prompt_rules import Grid, PromptRules, read_rules
 from rollout_server.engines.stopping import StopRule
@@ -146,8 +146,8 @@ class ScriptedEngine:
     ) -> None:
         try:
             grids, num_prompt_tokens = _measured(request, rules)
-        except SampleRejected as error:
-            await sender.send(EngineFailure(request.uid, error.code, str(error)))
+        except Exception as error:
+            await sender.send(failure_of(request, error))
             return
         self._waiting += 1
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from shared.config.checks import ROLLOUT, STAGE2, Problem
+from shared.config.migration import row_of
 from shared.config.models import Config
 
 FEW_IN_FLIGHT = 16
@@ -19,8 +20,13 @@ def _decoding(config: Config) -> Iterator[Problem]:
     if config.decodes and cap is not None and cap < FEW_IN_FLIGHT:
         yield Problem(
             (key,),
-            f"{cap} answers in flight leave most of a server idle; leave it null, or give at least {FEW_IN_FLIGHT}",
+            f"{cap} answers in flight leave most of a server idle; leave it null, or give at least {FEW_IN_FLIGHT} "
+            f"({row_of(key)})",
         )
+    for place, server in enumerate(config.rollout.vllm.server.servers):
+        if server.group_port is not None:
+            path = f"{ROLLOUT}.vllm.server.servers"
+            yield Problem((f"{path}[{place}].group_port",), f"{server.group_port} is {row_of(f'{path}[].group_port')}")
 
 
 def _determinism(config: Config) -> Iterator[Problem]:

@@ -213,13 +213,7 @@ def _default_of(section: Section, name: str) -> object:
 
 
 def _unused(config: Config) -> Iterator[Problem]:
-    """Keys of ways to send weights that are not gone: a value that nothing would read is refused."""
+    """A way to send weights that is not gone: a value that nothing would read is refused."""
     vllm = config.rollout.vllm
     if vllm.enable_lora:
         yield Problem((f"{ROLLOUT}.vllm.enable_lora",), "adapters reach servers merged, got true; leave it out")
-    for place, server in enumerate(vllm.server.servers):
-        if server.group_port is not None:
-            yield Problem(
-                (f"{ROLLOUT}.vllm.server.servers[{place}].group_port",),
-                f"weights travel by {vllm.sync.transport}, which has no group, got {server.group_port}; leave it out",
-            )

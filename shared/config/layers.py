@@ -4,6 +4,7 @@
 and everything else whole, and the file itself comes last. The same base may be reached twice; a cycle is an error.
 """
 
+import codecs
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,9 @@ def _base_of(path: Path, base: str) -> Path:
 
 def _parse(path: Path) -> Layer:
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        data = path.read_bytes()
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        node = yaml.compose(data.decode(encoding), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     except yaml.YAMLError as error:

@@ -7,6 +7,7 @@ process, as everywhere in the Hugging Face world; only `extends` is relative to 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import yaml
@@ -16,9 +17,11 @@ from pydantic_core import ErrorDetails
 from shared.config.checks import Problem, problems_of
 from shared.config.keys import nearest_key
 from shared.config.layers import Layer, read_layers
+from shared.config.migration import row_of
 from shared.config.models import Config
-from shared.config.overrides import parse_overrides
+from shared.config.overrides import Override, parse_overrides
 from shared.errors import ConfigError
+from shared.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class LoadedConfig:
     origins: dict[str, str]
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     """Load `path` with what it extends, apply `section.key=value` overrides and check everything.
 
     Raises ConfigError that lists all mistakes at once, each with its key, value, origin and cure.
@@ -37,7 +40,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return load_with_origins(path, overrides).config
 
 
-def load_with_origins(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_with_origins(path: Path, overrides: Sequence[Override] = ()) -> LoadedConfig:
     """As `load_config`, and keep each value's origin."""
     layer = read_layers(path).under(parse_overrides(overrides))
     try:
@@ -59,22 +62,30 @@ def _world_size() -> int:
 
 
 def save_resolved(config: Config, path: Path) -> None:
-    """Write all values, defaults included, so that `load_config(path)` gives an equal `Config`."""
+    """Write all values, defaults included, so that `load_config(path)` gives an equal `Config`.
+
+    One of an earlier run, with other values, is kept as `config.resolved-1.yaml` and so on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    if path.is_file() and path.read_bytes() != text.encode("utf-8"):
+        older = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
+        path.rename(next(kept for kept in older if not kept.exists()))
+    write_whole(path, text.encode("utf-8"))
 
 
 def _problem(details: ErrorDetails) -> Problem:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]).removeprefix(".")
     if details["type"] == "extra_forbidden":
+        if row := row_of(path):
+            return Problem((path,), f"unknown key; {row}")
         near = nearest_key(path)
         return Problem((path,), "unknown key" + (f"; did you mean `{near}`?" if near else ""))
     if details["type"] == "missing":
         return Problem((path,), "is required and missing")
-    return Problem((path,), f"{details['msg'][0].lower()}{details['msg'][1:]}, got {details['input']!r}")
+    row = row_of(path)
+    there = f" ({row})" if row else ""
+    return Problem((path,), f"{details['msg'][0].lower()}{details['msg'][1:]}, got {details['input']!r}{there}")
 
 
 def _as_config_error(path: Path, problems: Sequence[Problem], layer: Layer) -> ConfigError:

@@ -1,12 +1,12 @@
 """The whole configuration; attribute paths are the YAML paths."""
 
 import hashlib
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from shared.config.channels import DECODES
+from shared.config.paths import UserPath
 from shared.config.rollout import RolloutMatchingSection
 from shared.config.section import Section
 from shared.config.stage2 import Stage2Section
@@ -26,8 +26,8 @@ class CustomSection(Section):
     """The detection task: its stage, its data and their reading."""
 
     trainer_variant: Literal["stage1_sft", "stage2_ab_training"] = Field(description="which training this is")
-    train_jsonl: Path = Field(description="training records")
-    val_jsonl: Path | None = Field(default=None, description="validation records; evaluation requires them")
+    train_jsonl: UserPath = Field(description="training records")
+    val_jsonl: UserPath | None = Field(default=None, description="validation records; evaluation requires them")
     train_sample_limit: int | None = Field(default=None, ge=1, description="use only the first records")
     val_sample_limit: int | None = Field(default=None, ge=1, description="use only the first records")
     object_ordering: Literal["sorted", "random"] = Field(default="sorted", description="order of objects in an answer")

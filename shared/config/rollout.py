@@ -1,23 +1,23 @@
 """The section `custom.extra.rollout_matching`: decoding, matching, the rollout servers and their weights."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from shared.config.paths import UserPath
 from shared.config.section import Section
-from shared.wire import Temperature, Transport
+from shared.wire import Count, RepetitionPenalty, Temperature, TopP, Transport
 
 
 class RepeatTerminateSection(Section):
     """When an answer that loops is ended. A limit of 0 is off."""
 
     enabled: bool = Field(default=False, description="end looping answers")
-    min_new_tokens: int = Field(default=0, ge=0, description="leave shorter answers alone")
-    max_consecutive_token_repeats: int = Field(default=0, ge=0, description="same token in a row")
-    ngram_size: int = Field(default=0, ge=0, description="length of the phrase that is watched")
-    ngram_repeats: int = Field(default=0, ge=0, description="times the phrase may stand in a row")
-    max_object_keys: int = Field(default=0, ge=0, description="objects in one answer")
+    min_new_tokens: Count = Field(default=0, description="leave shorter answers alone")
+    max_consecutive_token_repeats: Count = Field(default=0, description="same token in a row")
+    ngram_size: Count = Field(default=0, description="length of the phrase that is watched")
+    ngram_repeats: Count = Field(default=0, description="times the phrase may stand in a row")
+    max_object_keys: Count = Field(default=0, description="objects in one answer")
 
 
 class SyncSection(Section):
@@ -28,7 +28,7 @@ class SyncSection(Section):
     )
     fallback_to_full: bool = Field(default=True, description="send everything after a merged update that failed")
     transport: Transport = Field(default="file", description="file needs a folder both processes see")
-    weights_root: Path | None = Field(
+    weights_root: UserPath | None = Field(
         default=None, description="folder that weights pass through, as large as they are; null = in shared memory"
     )
 
@@ -38,7 +38,7 @@ class ServerAddress(Section):
 
     base_url: str = Field(pattern=r"^https?://[^\s/]+/?$", description="such as http://127.0.0.1:8000")
     group_port: int | None = Field(
-        default=None, ge=1, le=65535, description="must be null: weights travel by sync.transport"
+        default=None, ge=1, le=65535, description="not used, with a warning: weights travel by sync.transport"
     )
 
 
@@ -57,10 +57,10 @@ class ServerSection(Section):
     stall_timeout_s: float = Field(
         default=120.0, gt=0, description="a server with work and no token for so long is stalled, a silent one frozen"
     )
-    token_file: Path | None = Field(
+    token_file: UserPath | None = Field(
         default=None, description="file with the token of servers that were started by hand"
     )
-    image_root: Path | None = Field(
+    image_root: UserPath | None = Field(
         default=None, description="folder that servers may read images from; the learner sends its own"
     )
     servers: tuple[ServerAddress, ...] = Field(
@@ -103,9 +103,9 @@ class RolloutMatchingSection(Section):
     max_new_tokens: int = Field(default=1024, ge=1, description="longest answer")
     decode_mode: Literal["greedy"] = Field(default="greedy", description="the only value; temperature above 0 samples")
     temperature: Temperature = Field(default=0.0, description="0 = greedy, else at least 0.01")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
-    top_k: int = Field(default=0, ge=0, description="sample among so many tokens; 0 = all")
-    repetition_penalty: float = Field(default=1.0, gt=0, description="1 = off")
+    top_p: TopP = Field(default=1.0, description="nucleus sampling; 1 = off")
+    top_k: Count = Field(default=0, description="sample among so many tokens; 0 = all")
+    repetition_penalty: RepetitionPenalty = Field(default=1.0, description="1 = off")
     repeat_terminate: RepeatTerminateSection = Field(
         default=RepeatTerminateSection(), description="ends looping answers"
     )

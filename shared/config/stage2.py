@@ -43,7 +43,9 @@ class GuardSection(Section):
     action: Literal["warn", "stop"] = Field(default="warn", description="what leaving a band does")
     pred_per_gt_max: float = Field(default=1.5, gt=0, description="predictions per ground-truth object")
     truncated_rate_max: float = Field(default=0.2, ge=0, le=1, description="share of truncated answers")
-    valid_rate_min: float = Field(default=0.8, ge=0, le=1, description="share of answers with a valid object")
+    valid_rate_min: float = Field(
+        default=0.8, ge=0, le=1, description="share of answers with a valid object, or rightly with none"
+    )
     window: int = Field(default=10, ge=1, description="B steps that are averaged")
 
 
@@ -52,7 +54,9 @@ class Stage2Section(Section):
 
     schedule: ScheduleSection = Field(default=ScheduleSection(), description="which step is which channel")
     n_softctx_iter: int = Field(default=2, ge=1, description="passes of Channel A; 1 = plain teacher forcing")
-    softctx_temperature: float = Field(default=1.0, gt=0, description="temperature of the coordinate expectation")
+    softctx_temperature: float = Field(
+        default=1.0, ge=0.01, le=100, description="temperature of the coordinate expectation"
+    )
     desc_ce_weight: Weight = Field(default=1.0, description="cross-entropy on the words of desc")
     bbox_l1_weight: Weight = Field(default=2.0, description="L1 between expected and true corners")
     bbox_giou_weight: Weight = Field(default=1.0, description="1 - GIoU of the expected box")
@@ -61,7 +65,7 @@ class Stage2Section(Section):
     )
     coord_soft_ce_weight: Weight = Field(default=0.0, description="cross-entropy with a Gaussian target over the bins")
     coord_w1_weight: Weight = Field(default=0.0, description="distance of the cumulative distributions over the bins")
-    target_sigma: float = Field(default=2.0, gt=0, description="width of the Gaussian target in bins")
+    target_sigma: float = Field(default=2.0, ge=0.01, le=1e6, description="width of the Gaussian target in bins")
     prefix_structure_ce_weight: Weight = Field(
         default=0.0, description="cross-entropy on structure of matched prefix objects"
     )

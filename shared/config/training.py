@@ -1,11 +1,11 @@
 """The sections that are not about detection: model, prompt template, what is trained, and the training run."""
 
 import re
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from shared.config.paths import UserPath, UserText
 from shared.config.section import Section
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -39,7 +39,9 @@ OneOrMany = BeforeValidator(_one_or_many)
 class ModelSection(Section):
     """Which model is trained."""
 
-    model: str = Field(min_length=1, description="directory or hub id of a Qwen3-VL checkpoint with coordinate tokens")
+    model: UserText = Field(
+        min_length=1, description="directory or hub id of a Qwen3-VL checkpoint with coordinate tokens"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="type of matrix products; auto = bfloat16 where the device has it. Trained weights are float32",
@@ -59,7 +61,14 @@ class TemplateSection(Section):
 
 
 class TunerSection(Section):
-    """Which weights are trained."""
+    """Which weights are trained. `use_dora: true` alone means adapters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dora_is_an_adapter(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("use_dora") is True and "train_type" not in values:
+            return {**values, "train_type": "lora"}
+        return values
 
     train_type: Literal["full", "lora"] = Field(
         default="full", description="train the weights themselves or low-rank adapters"
@@ -87,7 +96,7 @@ class TunerSection(Section):
 class TrainingSection(Section):
     """The run. Names and meanings are those of Hugging Face's `TrainingArguments` where it has them."""
 
-    output_dir: Path = Field(description="run directory; everything a run writes lies in it")
+    output_dir: UserPath = Field(description="run directory; everything a run writes lies in it")
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the training records")
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; above 0 it overrides num_train_epochs")
     per_device_train_batch_size: int = Field(default=1, ge=1, description="records of a micro-batch")
@@ -134,7 +143,7 @@ class TrainingSection(Section):
     metric_for_best_model: str = Field(
         default="eval_rollout_f1", description="the best checkpoint has the highest of these"
     )
-    resume_from_checkpoint: bool | str | None = Field(
+    resume_from_checkpoint: bool | UserText | None = Field(
         default=None, description="a checkpoint folder, or true for the last whole one in output_dir"
     )
     report_to: Annotated[tuple[Literal["none", "tensorboard", "wandb"], ...], OneOrMany] = Field(

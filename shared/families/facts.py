@@ -33,6 +33,8 @@ class FamilyFacts:
     """the token that stands in a chat for an image"""
     placeholders: tuple[str, ...]
     """that one and those of other media, which no answer may hold"""
+    special_texts: tuple[str, ...]
+    """the special tokens that its tokenizers have from the start, which no desc may hold"""
     vit: tuple[str, ...]
     """the modules that are the vision tower, by the last part of their names"""
     aligner: tuple[str, ...]

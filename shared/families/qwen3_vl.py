@@ -13,6 +13,11 @@ QWEN3_VL = FamilyFacts(
     image_resize=f"{_IMAGES}:smart_resize",
     image_placeholder="<|image_pad|>",
     placeholders=("<|image_pad|>", "<|video_pad|>"),
+    special_texts=(
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+        *("<|image_pad|>", "<|video_pad|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+        *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
+    ),
     vit=("visual",),
     aligner=("merger", "deepstack_merger_list"),
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),

@@ -25,8 +25,19 @@ MAY_IMPORT = {
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (
-        ("accounting", "companions", "digest", "errors", "extras", "lifeline", "metrics"),
-        ("access", "families", "findings", "listening", "streams", "whole_folder", "wire"),
+        ("accounting", "companions", "console", "digest", "errors", "extras", "lifeline", "metrics"),
+        (
+            "access",
+            "families",
+            "findings",
+            "images",
+            "listening",
+            "run_folder",
+            "streams",
+            "whole_file",
+            "whole_folder",
+            "wire",
+        ),
         ("checkpoint_facts", "config", "framing", "health", "safetensors_header"),
         ("preflight", "probe", "weights_root"),
     ),

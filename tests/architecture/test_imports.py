@@ -61,11 +61,21 @@ def test_an_init_file_holds_its_docstring_only(file: str) -> None:
     assert ast.get_docstring(tree)
 
 
-def test_broad_excepts_stand_only_in_mains() -> None:
+LAST_CATCHES = {
+    "shared/images.py",  # Pillow's readers raise whatever a broken file leads them to
+    "rollout_server/batch_stream.py",  # one sample never ends a batch: of each, and of each engine's
+    "rollout_server/engines/hf/engine.py",
+    "rollout_server/engines/scripted.py",
+    "rollout_server/engines/vllm/core.py",
+}
+"""Where whatever is raised becomes the answer of one sample, or one error of ours."""
+
+
+def test_broad_excepts_stand_only_in_mains_and_where_one_item_must_not_end_all() -> None:
     wrong = [
         f"{file}:{node.lineno}"
         for file in files()
-        if not file.endswith("__main__.py")
+        if not file.endswith("__main__.py") and file not in LAST_CATCHES
         for node in ast.walk(tree_of(file))
         if _is_broad(node)
     ]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import save_file
 
 from compose.launch_plan import Launch
-from compose.machine import Gpu, Machine, parse_gpus, this_machine
+from compose.machine import Gpu, Machine, TorchView, parse_gpus, this_machine, torch_view
 from compose.machine_checks import machine_findings
 from compose.model_size import ModelSize, model_size
 from shared.config.load import load_config
@@ -86,8 +87,24 @@ def test_a_gpu_may_be_named_by_its_uuid(found) -> None:
     assert found(server_gpus=("GPU-0",))["gpu 0, server"].status == "pass"
 
 
-def test_without_a_list_of_gpus_there_is_a_warning(found) -> None:
-    assert found(machine=replace(LARGE, gpus=None))["gpus"].status == "warn"
+def test_without_a_list_of_gpus_it_is_told_what_the_driver_and_torch_say(found) -> None:
+    blind = replace(LARGE, gpus=None, driver="there is no nvidia-smi", torch=TorchView(0, "torch 2.13.0+cpu"))
+    finding = found(machine=blind)["gpus"]
+    assert finding.status == "fail"
+    assert "there is no nvidia-smi; torch 2.13.0+cpu sees 0 of them" in finding.reason
+    assert found(machine=replace(blind, torch=TorchView(2, "torch 2.13.0")))["gpus"].status == "pass"
+
+
+def test_gpus_that_torch_cannot_use_are_a_failure(found) -> None:
+    finding = found(machine=replace(LARGE, torch=TorchView(0, "torch 2.13.0+cpu (built for the CPU alone)")))["gpus"]
+    assert finding.status == "fail"
+    assert "built for the CPU alone) can use 0 of them" in finding.reason
+
+
+def test_torch_is_asked_for_the_gpus_that_are_named() -> None:
+    view = torch_view(("0",))
+    assert "torch 2" in view.told
+    assert view.num_gpus == (1 if torch.cuda.is_available() else 0)
 
 
 def test_what_another_process_holds_is_missing_for_a_server(found) -> None:
@@ -184,8 +201,6 @@ def test_a_models_size_is_read_from_its_headers(tmp_path: Path) -> None:
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
         model_size(str(tmp_path))
-    with pytest.raises(ConfigError, match="no folder, and no hub id"):
-        model_size("runs/demo/stage1/checkpoint-1")
     (tmp_path / "model.safetensors").write_bytes(b"\x09")
     with pytest.raises(ConfigError, match="no whole safetensors file"):
         model_size(str(tmp_path))

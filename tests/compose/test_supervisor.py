@@ -163,7 +163,7 @@ def test_shared_memory_is_freed_at_the_end(start: Start) -> None:
 
 
 def test_several_servers_share_the_gpus_and_stop_in_reverse_order(start: Start) -> None:
-    run = start("server_gpus=0,1", "train_gpus=2", FAKE_SECONDS="300", OMP_NUM_THREADS="1")
+    run = start("cpu_servers=2", FAKE_SECONDS="300", OMP_NUM_THREADS="1")
     wait_for(lambda: "argv" in run.log("learner"))
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 143, run.told
@@ -268,8 +268,7 @@ def test_a_server_that_keeps_dying_is_given_up_and_without_one_the_run_ends(star
 def test_a_run_goes_on_with_the_servers_that_are_left(start: Start) -> None:
     run = start(
         "max_restarts=0",
-        "server_gpus=0,1",
-        "train_gpus=2",
+        "cpu_servers=2",
         FAKE_SERVER="dies_once",
         FAKE_SECONDS="300",
         OMP_NUM_THREADS="1",

@@ -70,7 +70,7 @@ def test_a_learner_that_reads_late_then_one_of_two_servers_is_frozen_and_one_is_
     up, undisturbed: Path, late
 ) -> None:
     delays = late(2, at=slice(3), seconds=1.0) | late(4, 6, seconds=1.0)
-    run = up("server_gpus=0,1", "train_gpus=2", stops="decode:2", delays=delays)
+    run = up("cpu_servers=2", stops="decode:2", delays=delays)
     learner = learner_stopped(run)
     assert sum(server.num_open() for server in servers_of(run)) > 0
     time.sleep(4)  # longer than a server may be silent
@@ -110,7 +110,7 @@ def test_memory_stays_flat_while_a_server_dies_again_and_again(up) -> None:
     num_steps, deaths, early, late_on = 40, (6, 16, 26), 12, 38
     run = up(
         f"{PATTERN}=[B]", f"training.max_steps={num_steps}", "training.save_steps=100", "max_restarts=9",
-        "server_gpus=0,1", "train_gpus=2", f"{ROLLOUT}.max_new_tokens=24",
+        "cpu_servers=2", f"{ROLLOUT}.max_new_tokens=24",
     )  # fmt: skip
     seen: list[dict[int, float]] = []
     for step in sorted((*deaths, early, late_on)):

@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(
 
 def test_two_servers_share_the_work(start, config_of: Callable[[Path], Path], tmp_path: Path) -> None:
     run = start(
-        "up", f"config={config_of(tmp_path)}", "server_port=0", "server_gpus=0,1", "training.max_steps=1",
+        "up", f"config={config_of(tmp_path)}", "server_port=0", "cpu_servers=2", "training.max_steps=1",
         "custom.extra.stage2_ab.schedule.pattern=[B]",
     )  # fmt: skip
     assert run.end() == 0, run.told

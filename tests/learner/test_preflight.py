@@ -46,6 +46,7 @@ def test_a_good_run_passes_and_is_told_its_numbers(run) -> None:
         "tokenizer",
         "training data",
         "lengths",
+        "steps",
         "images",
         "validation data",
     ]
@@ -54,7 +55,7 @@ def test_a_good_run_passes_and_is_told_its_numbers(run) -> None:
     assert "64 records" in findings["training data"].reason
     assert "8 records" in findings["validation data"].reason
     assert "+ 16 new ones of a server's 512" in findings["lengths"].reason
-    assert "the first 64 are there" in findings["images"].reason
+    assert "the first 64 can be decoded" in findings["images"].reason
 
 
 def test_a_line_that_breaks_the_contract_is_named(run, shapes: Path, tmp_path: Path) -> None:
@@ -121,16 +122,30 @@ def test_coordinate_tokens_beyond_the_vocabulary_are_told(run, checkpoint: Path,
     findings = found(run(f"model.model={cut}"))
     assert findings["tokenizer"].status == "fail"
     assert "its vocabulary is 700; resize its embeddings" in findings["tokenizer"].reason
-    assert "training data" not in findings, "it cannot be read without a tokenizer"
+    assert findings["training data"].status == "pass", "it is read without a tokenizer"
+    assert "lengths" not in findings
 
 
 def test_a_model_that_is_neither_folder_nor_hub_id_is_told(run) -> None:
-    assert list(failures(run("model.model=no/such/folder"))) == ["checkpoint"]
+    findings = found(run("model.model=no/such/folder"))
+    assert findings["checkpoint"].status == "fail"
+    assert {"training data", "images"} <= findings.keys(), "data are looked at all the same"
     assert "no whole checkpoint" in failures(run("training.resume_from_checkpoint=true"))["checkpoint"]
 
 
-def test_a_hub_id_that_was_never_fetched_is_no_failure(run) -> None:
-    findings = found(run("model.model=nobody-at-all/never-fetched"))
+def test_a_hub_id_that_the_hub_does_not_confirm_is_a_failure(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing folder of two parts looks like one; what is not there fails, whatever it looks like."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    told = failures(run("model.model=nobody-at-all/never-fetched"))
+    assert list(told) == ["checkpoint"]
+    assert "nobody-at-all/never-fetched is no folder here, nor a hub id" in told["checkpoint"]
+
+
+def test_a_hub_id_that_the_hub_knows_is_fetched_at_the_start(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.preflight.find_model", lambda model: None)
+    monkeypatch.setattr("learner.preflight.folder_here", lambda model: None)
+    findings = found(run("model.model=somebody/something"))
     assert (findings["checkpoint"].status, findings["tokenizer"].status) == ("pass", "warn")
 
 

@@ -278,7 +278,7 @@ async def requested(encoded: list[EncodedRecord]) -> list[RolloutRequest]:
         for one in encoded:
             yield one
 
-    return [request async for request in decode_requests(each(), 1, 5)]
+    return [request async for request in decode_requests(each(), 1, 5, lose=lambda lost: None)]
 
 
 async def test_a_seed_depends_on_run_step_and_record_alone(requests_of) -> None:

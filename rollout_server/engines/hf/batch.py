@@ -142,11 +142,16 @@ class DecodeBatch:
         return logits
 
     def _extend(self, rows: Sequence[Row], choice: Choice) -> list[int]:
-        """Add the chosen tokens; delivers what is finished and returns its indices."""
+        """Add the chosen tokens; delivers what is finished or failed and returns its indices."""
         finished = []
         self.generated_tokens += len(rows)
         logprobs: Sequence[float | None] = choice.logprobs or [None] * len(rows)
-        for index, (row, token_id, logprob) in enumerate(zip(rows, choice.token_ids, logprobs, strict=True)):
+        chosen = zip(rows, choice.token_ids, logprobs, choice.broken, strict=True)
+        for index, (row, token_id, logprob, is_broken) in enumerate(chosen):
+            if is_broken:
+                row.fail("no token can be chosen: the model's logits are not finite, or every token is banned")
+                finished.append(index)
+                continue
             reason = row.add(token_id, logprob if row.wants_logprobs else None)
             if reason:
                 row.finish(reason)

@@ -17,14 +17,13 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from rollout_server.engines.base import (
-    EngineAnswer,
     EngineFailure,
     EngineLoad,
     EngineRequest,
     EngineResult,
     ModelTensors,
-    SampleRejected,
     WeightSource,
+    failure_of,
 )
 from rollout_server.engines.hf.batch import DecodeBatch
 from rollout_server.engines.hf.checkpoint import Checkpoint, load_checkpoint, replace_weights, tensors_of
@@ -74,8 +73,8 @@ class HfEngine:
         loop = asyncio.get_running_loop()
         sender, receiver = anyio.create_memory_object_stream[EngineResult](max_buffer_size=len(requests))
 
-        def deliver(answer: EngineAnswer) -> None:
-            loop.call_soon_threadsafe(_offer, sender, answer)
+        def deliver(result: EngineResult) -> None:
+            loop.call_soon_threadsafe(_offer, sender, result)
 
         rows, failures = await anyio.to_thread.run_sync(self._prepare, requests, deliver)
         self._senders.add(sender)
@@ -127,15 +126,15 @@ class HfEngine:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
     def _prepare(
-        self, requests: Sequence[EngineRequest], deliver: Callable[[EngineAnswer], None]
+        self, requests: Sequence[EngineRequest], deliver: Callable[[EngineResult], None]
     ) -> tuple[list[Row], list[EngineFailure]]:
         text_of = self._loaded().text_of
         rows, failures = [], []
         for request in requests:
             try:
                 prompt = self._prompts.build(request)
-            except SampleRejected as error:
-                failures.append(EngineFailure(request.uid, error.code, str(error)))
+            except Exception as error:
+                failures.append(failure_of(request, error))
             else:
                 rows.append(Row(request, prompt, StopRule(request.sampling, text_of), deliver))
         return rows, failures

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from rollout_server.engines.base import EngineAnswer, EngineRequest
+from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest, EngineResult
 from rollout_server.engines.hf.prompt import Prompt
 from rollout_server.engines.stopping import StopRule
 from shared.wire import FinishReason
@@ -18,7 +18,7 @@ class Row:
         request: EngineRequest,
         prompt: Prompt,
         stop_rule: StopRule,
-        deliver: Callable[[EngineAnswer], None],
+        deliver: Callable[[EngineResult], None],
     ) -> None:
         self.prompt = prompt
         self.sampling = request.sampling
@@ -52,6 +52,10 @@ class Row:
         if logprob is not None:
             self._logprobs.append(logprob)
         return self._stop_rule.after(self.token_ids)
+
+    def fail(self, message: str) -> None:
+        """Give this answer up; the others go on."""
+        self._deliver(EngineFailure(self._request.uid, "engine_error", message))
 
     def finish(self, reason: FinishReason) -> None:
         """Hand the answer over."""

@@ -24,10 +24,14 @@ class SampledRow(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The next token ids [rows], and their log-probabilities when a row wants them."""
+    """The next token ids [rows], and their log-probabilities when a row wants them.
+
+    A row that is `broken` has none: its best logit is no number, or minus infinity as when all tokens are banned.
+    """
 
     token_ids: list[int]
     logprobs: list[float] | None
+    broken: list[bool]
 
 
 class BatchSampler:
@@ -55,7 +59,7 @@ class BatchSampler:
         adjusted = logits if self._penalty is None else self._penalised(logits)
         if self._banned is not None:
             adjusted[self._banned] = -torch.inf
-        chosen = adjusted.argmax(-1)
+        best, chosen = adjusted.max(-1)
         if self._sampled:
             numbers = [self._rows[index].rng.random() for index in self._sampled]
             chosen[self._sampled] = self._filters.draw(adjusted[self._sampled], numbers)
@@ -64,7 +68,7 @@ class BatchSampler:
         logprobs = None
         if normaliser is not None:
             logprobs = (logits.gather(1, chosen[:, None])[:, 0] - normaliser).tolist()
-        return Choice(chosen.tolist(), logprobs)
+        return Choice(chosen.tolist(), logprobs, (~best.isfinite()).tolist())
 
     def _penalised(self, logits: Tensor) -> Tensor:
         """CTRL's repetition penalty (Keskar et al. 2019), signed as in transformers and vLLM."""
@@ -118,6 +122,6 @@ class _Filters:
         cumulative = ranked.cumsum(-1)
         threshold = torch.tensor(numbers, device=ranked.device)[:, None] * cumulative[:, -1:]
         # Rounding may put the threshold at the very end of the mass; the last token that holds any is meant.
-        last = (ranked > 0).sum(-1) - 1
+        last = ((ranked > 0).sum(-1) - 1).clamp_min(0)  # there is none in a broken row
         picked = (cumulative <= threshold).sum(-1).minimum(last)
         return token_ids.gather(1, picked[:, None])[:, 0]

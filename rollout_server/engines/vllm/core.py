@@ -19,8 +19,8 @@ from rollout_server.engines.base import (
     EngineRequest,
     EngineResult,
     ModelTensors,
-    SampleRejected,
     WeightSource,
+    failure_of,
 )
 from rollout_server.engines.prompt_rules import read_rules
 from rollout_server.engines.vllm.prompt import PromptRenderer, RenderedPrompt
@@ -98,14 +98,14 @@ class VllmCore:
                 return await self._decoded(request, prompt)
             finally:
                 self._num_submitted -= 1
-        except SampleRejected as error:
-            return EngineFailure(request.uid, error.code, str(error))
         except VLLMClientError as error:
             return EngineFailure(request.uid, "engine_error", f"vLLM refuses it: {error}")
         except EngineGenerateError as error:
             return EngineFailure(request.uid, "engine_error", f"vLLM failed: {error!r}", retryable=True)
         except EngineDeadError as error:
             raise EngineFailed(self.DIED) from error
+        except Exception as error:
+            return failure_of(request, error)
         finally:
             self._num_open -= 1
 

@@ -115,7 +115,7 @@ def test_the_guard_goes_on_with_the_window_it_had(trained: Trained, tmp_path: Pa
     folder = trained.checkpoints.save(trained.progress)
     resumed = Trained(trained.bench, tmp_path)
     resumed.checkpoints.restore(folder)
-    assert "sample_valid_pred_rate is 0.50" in (resumed.guard.watch(b_step(valid=0.5)) or "")
+    assert "sample_sound_rate is 0.50" in (resumed.guard.watch(b_step(valid=0.5)) or "")
 
     folder = resumed.checkpoints.save(resumed.progress)
     again = Trained(trained.bench, tmp_path)
@@ -125,7 +125,7 @@ def test_the_guard_goes_on_with_the_window_it_had(trained: Trained, tmp_path: Pa
 
 def b_step(valid: float) -> StepRecord:
     tallies = Tallies()
-    tallies.count("rollout/sample_valid_pred_rate", 10 * valid, 10)
+    tallies.count("rollout/sample_sound_rate", 10 * valid, 10)
     return StepRecord(0, Channel.B, 1.0, tallies, learned=(), lost=(), trained=())
 
 

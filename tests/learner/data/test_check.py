@@ -49,12 +49,17 @@ def test_every_error_is_listed_with_its_line(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_special_tokens_of_a_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokens = [{"content": "<|im_end|>", "special": True}, {"content": "cat", "special": False}]
+    tokens = [{"content": "<|odd|>", "special": True}, {"content": "cat", "special": False}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    path = write(tmp_path, [CAT], [{**CAT, "desc": "a <|im_end|>"}])
+    path = write(tmp_path, [CAT], [{**CAT, "desc": "a <|odd|>"}])
     assert main([str(path)]) == 0
     assert main([str(path), "--model", str(tmp_path)]) == 1
-    assert "special token <|im_end|>" in capsys.readouterr().out
+    assert "special token <|odd|>" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|image_pad|>", "<|coord_5|>"])
+def test_special_tokens_of_every_family_are_refused_without_a_model(tmp_path: Path, text: str) -> None:
+    assert main([str(write(tmp_path, [{**CAT, "desc": f"a {text}"}]))]) == 1
 
 
 def test_a_missing_file_is_a_bad_argument(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
-from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPT
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError
@@ -36,7 +36,7 @@ def test_the_request_is_the_chat_with_one_placeholder(tokenizer: Any, reader: Im
     encoder = Encoder(tokenizer, reader)
     assert tokenizer.decode(encoder.request_token_ids) == (
         f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
-        f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{USER_PROMPT}<|im_end|>\n"
+        f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{USER_PROMPTS['sorted']}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 

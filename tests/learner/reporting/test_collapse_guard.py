@@ -13,7 +13,7 @@ def b_step(predicted: int = 4, truth: int = 4, truncated: int = 0, valid: int = 
     tallies = Tallies()
     tallies.count("rollout/pred_per_gt", predicted, truth)
     tallies.count("rollout/parse_truncated_rate", truncated, answers)
-    tallies.count("rollout/sample_valid_pred_rate", valid, answers)
+    tallies.count("rollout/sample_sound_rate", valid, answers)
     return StepRecord(0, Channel.B, 1.0, tallies, learned=(), lost=(), trained=())
 
 
@@ -30,7 +30,7 @@ def test_healthy_answers_are_passed_in_silence() -> None:
     [
         (b_step(predicted=8), "rollout/pred_per_gt", "2.00 (limit 1.5)"),
         (b_step(truncated=5), "rollout/parse_truncated_rate", "0.50 (limit 0.2)"),
-        (b_step(valid=3), "rollout/sample_valid_pred_rate", "0.30 (limit 0.8)"),
+        (b_step(valid=3), "rollout/sample_sound_rate", "0.30 (limit 0.8)"),
     ],
 )
 def test_each_band_is_named_with_its_value_and_a_cure(sick: StepRecord, metric: str, value: str) -> None:
@@ -78,7 +78,7 @@ def test_steps_of_channel_a_do_not_fill_the_window() -> None:
 def test_it_can_stop_the_run() -> None:
     guard = Guard(GuardSection(window=1, action="stop"))
     guard.watch(b_step())
-    with pytest.raises(RunLeftItsBands, match="sample_valid_pred_rate"):
+    with pytest.raises(RunLeftItsBands, match="sample_sound_rate"):
         guard.watch(b_step(valid=0))
 
 

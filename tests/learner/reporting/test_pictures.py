@@ -1,5 +1,6 @@
 """Pictures show every object of both sides in its verdict's colour, at its place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ def sample(tmp_path: Path) -> PictureSample:
     """Cat found, dog missed, hen missed and appended, one prediction too many."""
     path = tmp_path / "image.png"
     Image.new("RGB", (64, 48), (255, 255, 255)).save(path)
-    objects = tuple(GroundTruthObject(desc, "bbox_2d", bins) for desc, bins in zip("cdh", (CAT, DOG, HEN), strict=True))
+    objects = tuple(
+        GroundTruthObject(desc, "bbox_2d", bins) for desc, bins in zip(("cat", "d", "h"), (CAT, DOG, HEN), strict=True)
+    )
     predictions = (
         Prediction(1, "ghost", "bbox_2d", (10, 700, 90, 800), (0, 1, 2, 3)),
         Prediction(2, "cat", "bbox_2d", (100, 100, 300, 280), (4, 5, 6, 7)),
@@ -40,7 +43,7 @@ def sample(tmp_path: Path) -> PictureSample:
 def test_each_object_is_labelled_with_what_became_of_it(sample: PictureSample) -> None:
     truth = truth_outlines(sample, 400, 300)
     assert [(outline.label, outline.dashed) for outline in truth] == [
-        ("1 c", False),
+        ("1 cat", False),
         ("d · missing", True),
         ("h · appended", True),
     ]
@@ -75,6 +78,12 @@ def test_the_sheet_holds_both_panels_in_the_colours_of_the_verdicts(sample: Pict
     assert has(right, "matched")
     assert has(right, "extra")
     assert not has(right, "missing")
+
+
+def test_a_right_place_under_another_name_is_not_drawn_as_right(sample: PictureSample) -> None:
+    wrong = replace(sample, predictions=(sample.predictions[0], replace(sample.predictions[1], desc="dog")))
+    _, outline = answer_outlines(wrong, 400, 300)
+    assert (outline.label, outline.colour) == ("1 dog · 0.90 · not cat", VERDICT_COLOURS["misnamed"])
 
 
 @pytest.mark.parametrize("size", [(16, 12), (4000, 1000), (3, 900)])

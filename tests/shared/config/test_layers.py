@@ -75,11 +75,16 @@ def test_overrides_are_yaml_and_the_last_wins() -> None:
     assert values == {"a": {"b": ["A", "B"], "c": None}, "d": "x=y"}
 
 
-@pytest.mark.parametrize("override", ["a.b", "=1", "a..b=1", "a.b=[1"])
+@pytest.mark.parametrize("override", ["a.b", "=1", "a..b=1"])
 def test_an_override_that_is_none_is_quoted(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_overrides([override])
     assert repr(override) in str(caught.value)
+
+
+def test_a_value_that_is_no_yaml_is_quoted() -> None:
+    with pytest.raises(ConfigError, match=r"a\.b='\[1' is not valid YAML"):
+        parse_overrides(["a.b=[1"])
 
 
 def test_a_value_that_looks_like_a_date_and_is_none_is_told_with_its_key() -> None:

@@ -165,7 +165,7 @@ RULES = [
     ),
     ([f"{ROLLOUT}.deterministic=true", f"{ROLLOUT}.max_lag=1"], f"{ROLLOUT}.deterministic", "got 1"),
     (["training.optim=muon", "tuner.train_type=lora"], "training.optim", "got lora"),
-    (["tuner.use_dora=true"], "tuner.use_dora", "got full"),
+    (["tuner.use_dora=true", "tuner.train_type=full"], "tuner.use_dora", "got full"),
     (["tuner.freeze_llm=true", "tuner.freeze_vit=true", "tuner.freeze_aligner=true"], "tuner.freeze_llm", "frozen"),
     (
         ["training.lr_scheduler_type=warmup_stable_decay", "training.warmup_ratio=0.7"],
@@ -190,11 +190,6 @@ RULES = [
     ),
     ([f"{ROLLOUT}.decode_mode=beam"], f"{ROLLOUT}.decode_mode", "'greedy'"),
     ([f"{ROLLOUT}.vllm.enable_lora=true"], f"{ROLLOUT}.vllm.enable_lora", "merged"),
-    (
-        [f"{ROLLOUT}.vllm.server.servers=[{{base_url: 'http://a:1', group_port: 9}}]"],
-        f"{ROLLOUT}.vllm.server.servers[0].group_port",
-        "got 9",
-    ),
     (["training.metric_for_best_model=eval_rollout_fp"], "training.metric_for_best_model", "no score"),
 ]
 
