@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the configurations travel inside `shared`, and lie beside it in the repository."""
+"""What pyproject.toml cannot say: which data travel, and that the configurations lie beside `shared` in a clone."""
 
 from setuptools import find_packages, setup
 
@@ -7,5 +7,9 @@ PACKAGES = find_packages(include=["shared*", "rollout_server*", "learner*", "com
 setup(
     packages=[*PACKAGES, "shared.configs"],
     package_dir={"shared.configs": "configs"},
-    package_data={"": ["py.typed"], "shared.configs": ["**/*.yaml"]},
+    package_data={
+        "": ["py.typed"],
+        "shared.configs": ["**/*.yaml"],
+        "learner.reporting.fonts": ["unifont.pcf.gz", "LICENSE.txt"],
+    },
 )

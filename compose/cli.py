@@ -217,6 +217,9 @@ def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **op
         raise ConfigError("config=FILE is missing, such as config=configs/demo/stage2.yaml")
     try:
         own["config"] = user_path(str(own["config"]))
+    except ValueError as error:
+        raise ConfigError(f"config={own['config']}: {error}") from None
+    try:
         return TypeAdapter(Launch).validate_python({**own, "overrides": (*overrides, *values)})
     except ValidationError as error:
         wrong = (f"{details['loc'][0]}={details['input']}: {details['msg']}" for details in error.errors())

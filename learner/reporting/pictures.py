@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from learner.data.images import read_image
 from learner.detection.geometry import px_of_bins
 from learner.detection.matching import Match
 from learner.detection.prediction import Prediction
 from learner.detection.record import Record
+from learner.reporting.fonts import drawable, font_for
 from shared.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -80,9 +81,10 @@ def draw(sample: PictureSample) -> Image.Image:
     )
     for place, (title, outlines) in enumerate(panels):
         left = MARGIN_PX + place * (width + MARGIN_PX)
-        canvas.text((left, MARGIN_PX - 6), title, INK, _font(TITLE_SIZE))
+        canvas.text((left, MARGIN_PX - 6), title, INK, font_for(title, TITLE_SIZE))
         sheet.paste(with_outlines(photograph, outlines), (left, TITLE_PX))
-    canvas.text((MARGIN_PX, TITLE_PX + height + 9), caption(sample), FADED, _font(LABEL_SIZE))
+    told = drawable(caption(sample))
+    canvas.text((MARGIN_PX, TITLE_PX + height + 9), told, FADED, font_for(told, LABEL_SIZE))
     return sheet
 
 
@@ -148,7 +150,8 @@ def with_outlines(photograph: Image.Image, outlines: Sequence[Outline]) -> Image
         plate = _plate(canvas, outline, panel.size, taken)
         taken.append(plate)
         canvas.rounded_rectangle(plate, 3, outline.colour)
-        canvas.text((plate[0] + 4, plate[1] + 1), outline.label, "white", _font(LABEL_SIZE))
+        label = drawable(outline.label)
+        canvas.text((plate[0] + 4, plate[1] + 1), label, "white", font_for(label, LABEL_SIZE))
     return panel
 
 
@@ -156,7 +159,8 @@ def _plate(
     canvas: ImageDraw.ImageDraw, outline: Outline, size: tuple[int, int], taken: Sequence[tuple[float, ...]]
 ) -> tuple[float, float, float, float]:
     """Where a label goes: above its outline, below it, or inside; the first place that is free, else the first."""
-    width, height = canvas.textlength(outline.label, _font(LABEL_SIZE)) + 8, LABEL_SIZE + 6
+    label = drawable(outline.label)
+    width, height = canvas.textlength(label, font_for(label, LABEL_SIZE)) + 8, LABEL_SIZE + 6
     xs, ys = zip(*outline.points, strict=True)
     left = min(max(0.0, min(xs)), max(0.0, size[0] - width - 1))
     tops = (min(ys) - height - 1, max(ys) + 2, min(ys) + 3, max(ys) - height - 3)
@@ -199,7 +203,3 @@ def _points(bins: tuple[int, ...], kind: str, width: int, height: int) -> tuple[
         x1, y1, x2, y2 = flat
         return (x1, y1), (x2, y1), (x2, y2), (x1, y2)
     return tuple(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

@@ -5,6 +5,7 @@ process, as everywhere in the Hugging Face world; only `extends` is relative to 
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -67,11 +68,23 @@ def save_resolved(config: Config, path: Path) -> None:
     One of an earlier run, with other values, is kept as `config.resolved-1.yaml` and so on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(config.model_dump(mode="json"), Dumper=_ExactDumper, sort_keys=False, allow_unicode=True)
     if path.is_file() and path.read_bytes() != text.encode("utf-8"):
         older = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
         path.rename(next(kept for kept in older if not kept.exists()))
     write_whole(path, text.encode("utf-8"))
+
+
+class _ExactDumper(yaml.SafeDumper):
+    """Writes texts so that they are read back as they were: those with more than plain letters in double quotes."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = None if _PLAIN_TEXT.fullmatch(data) else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_ExactDumper.add_representer(str, _ExactDumper.represent_str)
+_PLAIN_TEXT = re.compile(r"[\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]*")
 
 
 def _problem(details: ErrorDetails) -> Problem:

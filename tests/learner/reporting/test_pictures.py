@@ -10,6 +10,7 @@ from PIL import Image
 from learner.detection.matching import match_objects
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject, Record
+from learner.reporting.fonts import drawable, font_for
 from learner.reporting.pictures import (
     PANEL_PX,
     VERDICT_COLOURS,
@@ -94,3 +95,21 @@ def test_panels_are_of_one_size_whatever_the_image(size: tuple[int, int]) -> Non
 def test_an_empty_answer_to_an_empty_image_is_drawn(sample: PictureSample) -> None:
     record = Record("val:8", sample.record.images, 64, 48, ())
     assert draw(PictureSample(record, (), match_objects((), ()))).width > 2 * PANEL_PX
+
+
+def inked(text: str) -> bytes:
+    """The pixels of a label."""
+    label = drawable(text)
+    return bytes(font_for(label, 13).getmask(label))
+
+
+@pytest.mark.parametrize("text", ["Hündin", "собака", "狗", "犬", "강아지", "कुत्ता", "café", "Ωμέγα"])
+def test_letters_of_every_script_are_drawn(text: str) -> None:
+    missing = bytes(font_for(text, 13).getmask("\uffff"))
+    for letter in text:
+        assert inked(letter) != missing, letter
+    assert inked(text) != inked(text[::-1]) or len(text) == 1
+
+
+def test_what_no_font_has_is_drawn_by_its_number() -> None:
+    assert drawable("a 😀") == "a U+1F600"
