@@ -1,6 +1,8 @@
 import asyncio
 import socket
+import struct
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from shared.wire import (
     PathImage,
     PolicyVersion,
     RolloutBatch,
+    RolloutSample,
     StreamError,
     StreamFooter,
     StreamHeader,
@@ -106,6 +109,58 @@ async def test_one_bad_sample_is_an_error_line_and_the_others_go_on(scripted, se
     }
     assert [line.uid for line in lines if isinstance(line, StreamSample)] == ["good"]
     assert (lines[-1].finished, lines[-1].failed) == (1, 7)
+
+
+BROKEN_FILES = ("bomb", "avif", "dds", "empty", "cut", "text", "lies")
+
+
+def broken_file(kind: str, good: bytes) -> bytes:
+    """A file that makes Pillow raise something else than what others make it raise."""
+    if kind == "bomb":  # 400 million pixels of one bit
+        head = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+        chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(2501 * 20_000), 9)), (b"IEND", b"")]
+        crc = zlib.crc32
+        body = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", crc(k + c)) for k, c in chunks)
+        return b"\x89PNG\r\n\x1a\n" + body
+    return {
+        "avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40),
+        "dds": b"DDS " + struct.pack("<I", 124) + bytes(120),
+        "empty": b"",
+        "cut": good[: len(good) // 2],
+        "text": b"<html>not found</html>",
+        "lies": good.replace(b"IDAT", b"IDOT"),
+    }[kind]
+
+
+async def test_broken_images_are_error_lines_between_good_answers(scripted, serving, prompts, image) -> None:
+    batch = prompts.batch("first", *BROKEN_FILES, "last")
+    samples = tuple(
+        replace_image(sample, broken_file(sample.uid, image())) if sample.uid in BROKEN_FILES else sample
+        for sample in batch.samples
+    )
+    with serving(scripted({"default": [7]})) as server:
+        async with server.client() as client:
+            _, *lines, footer = await ask(client, batch.model_copy(update={"samples": samples}))
+    errors = {line.uid: line for line in lines if isinstance(line, StreamError)}
+    assert errors.keys() == set(BROKEN_FILES)
+    assert {line.code for line in errors.values()} == {"bad_image"}
+    assert "20000x20000 px are more than" in errors["bomb"].message
+    assert isinstance(footer, StreamFooter)
+    assert (footer.finished, footer.failed) == (2, len(BROKEN_FILES))
+
+
+def replace_image(sample: RolloutSample, data: bytes) -> RolloutSample:
+    return sample.model_copy(update={"images": (InlineImage(data=data),)})
+
+
+async def test_an_answer_with_logprobs_that_are_no_numbers_is_an_error_line(scripted, serving, prompts) -> None:
+    """JSON has no word for them, and a line that cannot be read would end the learner's stream."""
+    with serving(scripted({"default": [7], "faults": {"b": "nan"}})) as server:
+        async with server.client() as client:
+            batch = prompts.batch("a", "b", "c").model_copy(update={"return_logprobs": True})
+            _, *lines, footer = await ask(client, batch)
+    assert [(line.uid, line.code) for line in lines if isinstance(line, StreamError)] == [("b", "engine_error")]
+    assert isinstance(footer, StreamFooter)
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/hostname", "link.png", "missing.png"])

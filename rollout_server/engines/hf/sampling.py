@@ -88,7 +88,7 @@ def _penalties(rows: Sequence[SampledRow], device: torch.device) -> Tensor | Non
 def _seen(rows: Sequence[SampledRow], vocab_size: int, device: torch.device) -> Tensor:
     seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
     for index, row in enumerate(rows):
-        seen[index, torch.tensor(row.seen_token_ids(), device=device)] = True
+        seen[index, torch.tensor(row.seen_token_ids(), dtype=torch.long, device=device)] = True
     return seen
 
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -13,7 +16,7 @@ from transformers import (
 )
 
 from rollout_server.engines.hf.sampling import BatchSampler
-from shared.wire import Sampling
+from shared.wire import MAX_COUNT, MAX_TEMPERATURE, MIN_TEMPERATURE, Sampling
 
 CPU = torch.device("cpu")
 VOCAB = 12
@@ -104,3 +107,51 @@ def test_greedy_and_sampled_rows_share_a_batch() -> None:
     chosen = BatchSampler(rows, VOCAB, CPU).choose(scores.clone()).token_ids
     assert set(chosen[::2]) == {int(scores[0].argmax())}
     assert len(set(chosen[1::2])) > 3
+
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    temperature=st.sampled_from([0.0, MIN_TEMPERATURE, 1.0, MAX_TEMPERATURE]) | FLOATS,
+    top_p=st.sampled_from([1e-6, 0.5, 1.0, 1e-300]) | FLOATS,
+    top_k=st.sampled_from([0, 1, 5, MAX_COUNT]) | st.integers(),
+    repetition_penalty=st.sampled_from([0.01, 1.0, 100.0]) | FLOATS,
+    scale=st.sampled_from([1e-30, 1.0, 1e4, 1e30]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_the_wire_takes_chooses_a_token(temperature, top_p, top_k, repetition_penalty, scale, seed) -> None:
+    try:
+        asked = sampling(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            banned_token_ids=(3,),
+        )
+    except ValidationError:
+        return
+    rows = [Row(asked, seed, seen=(1, 2), wants_logprobs=True), Row(sampling())]
+    choice = BatchSampler(rows, VOCAB, CPU).choose(logits(2, seed) * scale)
+    assert choice.broken == [False, False]
+    assert choice.token_ids[0] in range(VOCAB)
+    assert choice.token_ids[0] != 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_finite_logit_fails_alone(value: float, temperature: float) -> None:
+    scores = logits(3)
+    scores[1] = value
+    rows = [Row(sampling(temperature=temperature), seed) for seed in range(3)]
+    alone = BatchSampler([rows[0]], VOCAB, CPU).choose(logits(3)[:1])
+    rows[0].rng.seed(0)
+    choice = BatchSampler(rows, VOCAB, CPU).choose(scores)
+    assert choice.broken == [False, True, False]
+    assert choice.token_ids[0] == alone.token_ids[0]
+
+
+def test_a_row_whose_tokens_are_all_banned_fails_alone() -> None:
+    rows = [Row(sampling(banned_token_ids=tuple(range(VOCAB)))), Row(sampling())]
+    assert BatchSampler(rows, VOCAB, CPU).choose(logits(2)).broken == [True, False]
