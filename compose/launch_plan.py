@@ -67,6 +67,11 @@ class Work:
     arguments: tuple[str, ...] = ()
     resolved_name: str = "config.resolved.yaml"
 
+    @property
+    def trains(self) -> bool:
+        """Whether it writes into the run's folder itself; an evaluation has one of its own in there."""
+        return self.resolved_name == Work.resolved_name
+
 
 @dataclass(frozen=True)
 class ServerProgram:

@@ -58,7 +58,7 @@ def run_supervised(
         check_launch(plan, console)
     try:
         with _signals_raised(), ExitStack() as stack:
-            if work == Work():
+            if work is not None and work.trains:
                 plan = _locked(plan, stack)
             save_resolved(plan.config, plan.resolved)
             _drop_weights(plan.weights)

@@ -11,6 +11,8 @@ from learner.evaluation.scoring import ClassScores, Scores
 from shared.extras import cure_for, is_installed
 
 NUM_CLASSES_SHOWN = 20
+WIDEST = 1000
+"""Characters of a line where no terminal bounds it."""
 HEADLINES = {
     "F1": "eval_rollout_f1_iou50",
     "F1, mean over IoU 0.50:0.95": "eval_rollout_f1_iou50_95",
@@ -33,12 +35,22 @@ HEADLINES = {
 def print_scores(scores: Scores, console: Console) -> None:
     """Print the scores of the whole set and of its most frequent descs."""
     for table in (summary_table(scores), class_table(scores)):
-        # Where no terminal says how wide it is, a table is as wide as it needs to be.
-        width = None if console.is_terminal else max(console.width, console.measure(table).maximum)
-        console.print(table, width=width, crop=console.is_terminal, soft_wrap=False)
+        print_whole(table, console)
     if not is_installed("faster_coco_eval"):
         message = f"COCO AP is left out: faster-coco-eval is not installed; {cure_for('faster_coco_eval')}"
         console.print(message, markup=False)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table; where no terminal says how wide a line may be, it is as wide as it needs to be."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    wide = console.options.update(width=WIDEST)
+    before = console.width
+    console.width = max(before, console.measure(table, options=wide).maximum)
+    console.print(table)
+    console.width = before
 
 
 def write_scores(scores: Scores, path: Path) -> None:

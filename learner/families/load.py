@@ -52,7 +52,7 @@ def load_model(
         model: VisionLanguageModel = resolve_name(family.facts.transformers_class).from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention_for(target, attn_impl, compute_dtype)
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
         raise ConfigError(f"model.model: {name} cannot be loaded: {error}") from error
     family.use_fast_kernels(model)
     trained = None

@@ -25,8 +25,8 @@ def _decoding(config: Config) -> Iterator[Problem]:
         )
     for place, server in enumerate(config.rollout.vllm.server.servers):
         if server.group_port is not None:
-            path = f"{ROLLOUT}.vllm.server.servers"
-            yield Problem((f"{path}[{place}].group_port",), f"{server.group_port} is {row_of(f'{path}[].group_port')}")
+            path = f"{ROLLOUT}.vllm.server.servers[{place}].group_port"
+            yield Problem((path,), f"{server.group_port} is not used: {row_of(path)}")
 
 
 def _determinism(config: Config) -> Iterator[Problem]:

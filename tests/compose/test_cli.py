@@ -3,8 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from compose.cli import main, parse_launch
+from compose.cli import app, main, parse_launch
 from shared.errors import ConfigError
 
 CONFIG = """
@@ -140,3 +141,18 @@ def test_an_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "none.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_that_is_no_folder_is_told_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("global_max_length: 9")
+    result = CliRunner().invoke(app, ["eval", "--config", str(config), "--checkpoint", str(tmp_path / "missing #1")])
+    assert isinstance(result.exception, ConfigError)
+    assert "missing #1 is no folder" in str(result.exception)
+
+
+def test_export_says_what_it_takes_without_torch() -> None:
+    program = (
+        "import sys, learner.checkpoints.export; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

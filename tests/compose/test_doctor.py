@@ -1,12 +1,15 @@
 """`boxloop doctor`, and what of it a launch looks at before and while it starts."""
 
 import io
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -181,3 +184,49 @@ cli.main()
     assert "training data: " in done.stderr
     assert "none.jsonl cannot be read" in done.stderr
     assert not (tmp_path / "run" / "learner.log").exists()
+
+
+@pytest.mark.slow
+def test_what_ships_fails_in_an_empty_folder_where_neither_model_nor_data_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "compose", "doctor", "config=configs/stage2_ab/prod/ab_mixed.yaml"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 1, told
+    failures = {line.split()[1] for line in told.splitlines() if line.startswith("fail ")}
+    assert {"model", "checkpoint", "training"} <= failures
+    verdict = next(line for line in told.splitlines() if " passed, " in line)
+    assert told.index(verdict) < told.index("fail ")
+    assert "# default" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "qwen2_5_vl"}, "is a qwen2_5_vl checkpoint; give one of qwen3_vl"),
+        ({"text_config": {"vocab_size": 700}}, "its vocabulary is 700; resize its embeddings"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_trained_is_told_by_the_learner_alone_too(
+    config_file: Path, checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    (other / "config.json").write_text(json.dumps(config))
+    own = ("training.output_dir=run", f"model.model={other}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    train = [sys.executable, "-m", "learner", "--config", str(config_file), *own]
+    done = subprocess.run(train, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stdout
+    assert "Traceback" not in done.stderr
+    if "model_type" in change:
+        up = [sys.executable, "-m", "compose", "up", f"config={config_file}", *own, "server_port=0"]
+        done = subprocess.run(up, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr.replace("\n", " ")
+        assert not (tmp_path / "run" / "server-0.log").exists(), "it is told before anything is started"

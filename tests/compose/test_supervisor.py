@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ STALL = "custom.extra.rollout_matching.vllm.server.stall_timeout_s"
 
 CONFIG = """
 global_max_length: 256
-model: {model: tiny}
+model: {model: MODEL}
 training: {output_dir: RUN_DIR}
 custom:
   trainer_variant: stage2_ab_training
@@ -94,14 +95,14 @@ Start = Callable[..., SinglePass]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, checkpoint: Path) -> Iterator[Start]:
     """Start `boxloop up` on a CPU with `key=value` arguments; environment by keyword."""
     started: list[SinglePass] = []
 
     def run(*arguments: str, serve: bool = False, **environment: str) -> SinglePass:
         folder = tmp_path / "run"
         config = tmp_path / "config.yaml"
-        config.write_text(CONFIG.replace("RUN_DIR", str(folder)))
+        config.write_text(CONFIG.replace("RUN_DIR", str(folder)).replace("MODEL", str(checkpoint)))
         up = ("up", f"config={config}", "server_port=0", "wait_interval=0.1")
         command = ("serve", "--config", str(config), "--port", "0") if serve else up
         console = tmp_path / f"console-{len(started)}.txt"
@@ -299,6 +300,37 @@ def test_a_learner_that_fails_decides_the_exit_code(start: Start, code: str, exp
     assert run.end() == expected, run.told
     assert "learner.log" in run.told
     assert_nothing_is_left(run, at_least=3)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_loses_nothing(start: Start) -> None:
+    first = start(FAKE_SECONDS="300")
+    wait_for(lambda: "argv" in first.log("learner"))
+    files = {path: path.read_bytes() for path in first.folder.rglob("*.yaml")}
+    second = start()
+    assert second.end() == 2, second.told
+    told = second.told.replace("\n", " ")
+    assert f"process {first.process.pid} on {socket.gethostname()}" in told
+    assert {path: path.read_bytes() for path in first.folder.rglob("*.yaml")} == files
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end() == 143, first.told
+    assert start(FAKE_SECONDS="0").end() == 0
+
+
+@pytest.mark.parametrize("place", ["run", "run/below"])
+def test_a_folder_that_is_a_file_is_one_line_and_2(start: Start, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    run = start(f"training.output_dir={tmp_path / place.replace('run', 'file')}")
+    assert run.end() == 2
+    assert "Traceback" not in run.told
+    assert "output folder: training.output_dir: " in run.told
+
+
+def test_gpus_that_are_not_usable_end_it_with_what_torch_and_the_driver_said(start: Start) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there may be GPUs")
+    run = start("server_gpus=0", "train_gpus=1")
+    assert run.end() == 2
+    assert "0, 1 asked for, and there is no nvidia-smi; torch 2" in run.told
 
 
 def test_a_taken_port_is_told_before_anything_starts(start: Start) -> None:

@@ -39,7 +39,8 @@ def test_it_holds_the_packages_and_the_configurations_and_nothing_else(wheel: Pa
     metadata = {name for name in names if ".dist-info/" in name}
     code = {name for package in PACKAGES for name in files_of(package, ".py")}
     configs = {f"shared/{name}" for name in files_of("configs", ".yaml")}
-    assert names - metadata == code | configs | {f"{package}/py.typed" for package in PACKAGES}
+    fonts = {f"learner/reporting/fonts/{name}" for name in ("unifont.pcf.gz", "LICENSE.txt")}
+    assert names - metadata == code | configs | fonts | {f"{package}/py.typed" for package in PACKAGES}
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def load_checkpoint(settings: ServerSettings) -> Checkpoint:
             image_processor=resolve_name(facts.image_processor).from_pretrained(settings.model, **given),
             tokenizer=AutoTokenizer.from_pretrained(settings.model),
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
         raise ConfigError(f"model.model {settings.model} cannot be loaded: {error}") from error
 
 

@@ -105,3 +105,9 @@ async def test_records_are_encoded_side_by_side_and_alike(tokenizer: Any, reader
 async def test_an_unusable_image_raises_out_of_the_worker(tokenizer: Any, reader: ImageReader, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"val:9: .*gone\.png"):
         await Encoder(tokenizer, reader).encode(Record("val:9", (str(tmp_path / "gone.png"),), 9, 9, ()))
+
+
+def test_each_ordering_of_objects_has_a_prompt_of_its_own() -> None:
+    assert USER_PROMPTS.keys() == {"sorted", "random"}
+    assert "top to bottom" in USER_PROMPTS["sorted"]
+    assert "top to bottom" not in USER_PROMPTS["random"]

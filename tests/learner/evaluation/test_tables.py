@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,13 @@ def test_the_file_holds_every_metric_and_every_desc(tmp_path: Path) -> None:
         "ap50": 0.5,
         "ar100": 0.75,
     }
+
+
+def test_where_no_terminal_says_how_wide_it_is_nothing_is_cut() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    long = replace(MANY[0], desc="a desc that is rather long, as people write them " * 2)
+    print_scores(Scores(3, 8, SCORES.metrics, (long,)), console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert f" {long.desc} " in text
