@@ -20,6 +20,7 @@ from compose.supervisor import run_program, run_supervised
 from shared.config.overrides import Override
 from shared.config.shipped import shipped_configs
 from shared.errors import ConfigError, DataError
+from shared.run_folder import check_writable
 
 CONFIGS = shipped_configs() / "demo"
 DEFAULT_MINUTES = 5.0
@@ -145,6 +146,7 @@ def fresh_folder(out: Path | None) -> Path:
         return next(folder for folder in tries if not folder.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} holds something already; name a new folder")
+    check_writable(out, "--out")
     return out
 
 

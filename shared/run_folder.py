@@ -13,6 +13,7 @@ from shared.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
 
+OUTPUT_DIR = "training.output_dir"
 LOCK_FILE = "run.lock"
 LOCK_VARIABLE = "BOXLOOP_RUN_LOCK_FD"
 """Environment variable with the number of the inherited descriptor that holds the lock."""
@@ -60,25 +61,28 @@ def open_folder(folder: Path) -> Iterator[int]:
         os.close(file)
 
 
-def check_writable(folder: Path) -> str:
-    """Try to write where `folder` is or will be, and say so; nothing is left. Raises ConfigError when it can't be."""
+def check_writable(folder: Path, key: str = OUTPUT_DIR) -> str:
+    """Try to write where `folder` is or will be, and say so; nothing is left.
+
+    Raises ConfigError, naming the key that says the folder, when it can't be.
+    """
     resolved = Path(os.path.realpath(folder))
     above = next(path for path in (resolved, *resolved.parents) if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise _unusable(folder, error, key) from None
     return f"{folder} can be written" if above == resolved else f"{folder} can be made"
 
 
 def _told(folder: Path, holder: str) -> str:
     who = holder.strip() or "another process"
     return (
-        f"training.output_dir: {folder} is being written by {who}; wait for that run or stop it, or give this one a "
+        f"{OUTPUT_DIR}: {folder} is being written by {who}; wait for that run or stop it, or give this one a "
         "folder of its own"
     )
 
 
-def _unusable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"training.output_dir: {folder} cannot be written: {error.strerror}; name another folder")
+def _unusable(folder: Path, error: OSError, key: str = OUTPUT_DIR) -> ConfigError:
+    return ConfigError(f"{key}: {folder} cannot be written: {error.strerror}; name another folder")

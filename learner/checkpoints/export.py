@@ -12,6 +12,7 @@ from shared.checkpoint_facts import base_model, holds_adapters
 from shared.config.paths import user_path
 from shared.console import settle_streams
 from shared.errors import BoxloopError, ConfigError
+from shared.run_folder import check_writable
 from shared.whole_folder import whole_folder
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
     `dtype` is torch's name of a type; None = that of the model that training began with. Raises DataError when
     `checkpoint` is none of ours or is broken, and ConfigError when `out` is taken.
     """
+    check_writable(out, "--out")
     # Here, so that `--help` and a wrong path do not wait for torch.
     import torch
 

@@ -72,7 +72,7 @@ def check_file(path: Path, checks: Checks, show: Callable[[int], None] = lambda 
     Raises OSError when it cannot be read, and DataError when it is not made of JSON lines.
     """
     summary, counts = Summary(), ReadCounts()
-    rules = replace(checks.rules, check_images=checks.images == "headers")
+    rules = replace(checks.rules, check_images=checks.images != "none")
 
     def check(line: bytes, folder: Path, changes: Changes) -> CheckedRecord:
         content = rules.check(line, folder, changes)

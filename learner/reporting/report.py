@@ -229,9 +229,9 @@ def main() -> int:
     parser.add_argument("run_dir", type=user_path, help="output_dir of a run, or a folder of runs")
     try:
         print(write_report(parser.parse_args().run_dir))
-    except BoxloopError as error:
+    except (BoxloopError, OSError) as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, BoxloopError) else BoxloopError.exit_code
     return 0
 
 

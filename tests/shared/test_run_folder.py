@@ -145,3 +145,20 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     with whole_file(tmp_path / ("n" * 255)) as file:
         file.write(b"a name as long as they get")
     assert time.time() - (tmp_path / ("n" * 255)).stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize("command", ["export", "demo"])
+def test_an_out_that_cannot_be_is_one_line_and_2(tmp_path: Path, checkpoint: Path, command: str, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    state = '{"global_step": 1, "cursor": 1, "epoch": 1.0, "best_global_step": null, "best_metric": null, '
+    state += '"config_digest": "", "base_dtype": "float32", "files": {}}'
+    (checkpoint / "trainer_state.json").write_text(state)
+    arguments = ["export", str(checkpoint)] if command == "export" else ["demo"]
+    done = subprocess.run(
+        [sys.executable, "-m", "compose", *arguments, "--out", str(tmp_path / place)], capture_output=True, text=True
+    )
+    (checkpoint / "trainer_state.json").unlink()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "--out" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
