@@ -91,7 +91,7 @@ def load_tokenizer(name: str) -> Any:
 def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:
     """The compute type that `model.dtype` means on `device`. Raises ConfigError for a name it cannot be."""
     if dtype == "auto":
-        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype: got {dtype!r}; use auto or one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -106,7 +106,7 @@ def attention_for(device: torch.device, attn_impl: str, compute_dtype: torch.dty
     if attn_impl == "auto":
         if device.type == "cpu":
             return MATMUL_ATTENTION
-        return VARLEN_ATTENTION if has_flash_kernels and _multiplies_bfloat16(device) else "sdpa"
+        return VARLEN_ATTENTION if has_flash_kernels and multiplies_bfloat16(device) else "sdpa"
     if (attn_impl == VARLEN_ATTENTION or "flash" in attn_impl) and not has_flash_kernels:
         type_name = str(compute_dtype).removeprefix("torch.")
         raise ConfigError(
@@ -115,7 +115,8 @@ def attention_for(device: torch.device, attn_impl: str, compute_dtype: torch.dty
     return attn_impl
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

@@ -16,7 +16,7 @@ from learner.detection.geometry import px_of_bins
 from learner.detection.matching import Match
 from learner.detection.prediction import Prediction
 from learner.detection.record import Record
-from learner.reporting.fonts import drawable, font_for
+from learner.reporting.fonts.choice import drawable, font_for
 from shared.errors import DataError
 
 LOG = logging.getLogger(__name__)

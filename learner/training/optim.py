@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from learner.families.load import multiplies_bfloat16
 from learner.model.family import VisionLanguageModel
 from learner.model.loaded import LoadedModel
+from learner.training.muon import Float32Muon
 from shared.config.training import TrainingSection
 from shared.errors import ConfigError
 from shared.families.facts import Part
@@ -84,7 +86,8 @@ class StepOptimizer:
         if adamw:
             self.optimizers["adamw"] = torch.optim.AdamW(adamw, betas=(0.9, 0.999), fused=True)
         if muon:
-            self.optimizers["muon"] = torch.optim.Muon(muon)
+            kind = torch.optim.Muon if multiplies_bfloat16(loaded.device) else Float32Muon
+            self.optimizers["muon"] = kind(muon)
         self.schedules = {name: _schedule(each, training, num_steps) for name, each in self.optimizers.items()}
 
     @property

@@ -10,7 +10,7 @@ from PIL import Image
 from learner.detection.matching import match_objects
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject, Record
-from learner.reporting.fonts import drawable, font_for
+from learner.reporting.fonts.choice import drawable, font_for
 from learner.reporting.pictures import (
     PANEL_PX,
     VERDICT_COLOURS,

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from learner.families.load import load_model
 from learner.model.freeze import freeze
+from learner.training.muon import Float32Muon, orthogonalised
 from learner.training.optim import MUON_LR_RATIO, StepOptimizer, parameter_groups
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError
@@ -92,3 +94,31 @@ def test_the_schedule_over_ten_steps(workbench: Any, kind: Any, factors: list[fl
     assert muon_rates == pytest.approx(factors)
     optimizer.go_on_from(4)
     assert optimizer.learning_rate == pytest.approx(0.002 * factors[4])
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_in_float32_moves_as_torch_s_own_and_reads_its_state(shape: tuple[int, int]) -> None:
+    """Within the rounding of bfloat16, in which torch orthogonalises."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(4)]
+    weights, optimizers = [], []
+    for kind in (torch.optim.Muon, Float32Muon):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = kind([weight], lr=0.1, weight_decay=0.01)
+        for gradient in gradients[:3]:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        weights.append(weight)
+        optimizers.append(optimizer)
+    ours, theirs = weights[1] - start, weights[0] - start
+    assert torch.linalg.norm(ours - theirs) < 0.02 * torch.linalg.norm(theirs)
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    weights[1].grad = gradients[3]
+    optimizers[1].step()
+
+
+def test_what_muon_moves_by_is_nearly_orthogonal() -> None:
+    torch.manual_seed(0)
+    update = orthogonalised(torch.randn(12, 40), (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    singular = torch.linalg.svdvals(update)
+    assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
