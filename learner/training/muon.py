@@ -15,7 +15,7 @@ class Float32Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override] - nobody here has a closure
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here has a closure
         """One step, as of torch's own: momentum by Nesterov, orthogonalised, scaled by the matrix's shape."""
         for group in self.param_groups:
             for parameter in group["params"]:
