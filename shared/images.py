@@ -36,6 +36,9 @@ _UPRIGHT = {
 }
 """What undoes each EXIF orientation but 1, which is upright; from 5 on width and height are exchanged."""
 
+_TURNED_BY_PILLOW = ("TIFF", "PCD")
+"""Formats whose readers turn images upright, and say the size that they have then."""
+
 _WHITE = 255
 _SIXTEEN_BITS_OF_WHITE = 257  # 65535 / 255
 _NO_WAY = {
@@ -130,7 +133,9 @@ def _is_sixteen_bit(opened: Image.Image) -> bool:
 
 
 def _orientation(opened: Image.Image, file: BinaryIO) -> int:
-    """The EXIF orientation 1..8; 1 for none and for one that cannot be read, as browsers have it."""
+    """The EXIF orientation 1..8 that is still to be undone; 1 for one that cannot be read, as browsers have it."""
+    if opened.format in _TURNED_BY_PILLOW:
+        return 1
     try:
         if isinstance(opened, PngImageFile) and not _says_more_behind_its_pixels(file):
             value = Image.Image.getexif(opened).get(_ORIENTATION)  # a PNG's own would decode the pixels first

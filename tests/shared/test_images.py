@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from learner.data.check import Checks, check_file
 from learner.data.images import ImageReader, read_image
@@ -118,6 +118,19 @@ def test_every_mode_of_pillow_has_a_way_or_a_refusal(readable: dict[str, tuple[s
                 assert pixels[-1, -1].mean() > 243, (kind, mode)
 
 
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_every_orientation_is_undone_once(kind: str, orientation: int, tmp_path: Path, readable) -> None:
+    if "RGB" not in readable.get(kind, ()):
+        pytest.skip(f"this Pillow writes no {kind}")
+    data = encoded("RGB", kind, 32, 16, orientation)
+    with Image.open(io.BytesIO(data)) as stored:
+        expected = ImageOps.exif_transpose(stored).convert("RGB")
+    assert np.array_equal(np.asarray(open_image(data).image), np.asarray(expected))
+    (tmp_path / "image").write_bytes(data)
+    assert image_size(tmp_path / "image") == expected.size
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_what_is_transparent_is_white_on_both_sides(mode: str, tmp_path: Path, rules: PromptRules) -> None:
     image, file = Image.new("RGBA", (64, 32), (10, 20, 30, 0)).convert(mode), io.BytesIO()
@@ -177,6 +190,8 @@ def test_what_the_check_passes_training_and_servers_take_and_what_it_names_they_
     (record,) = read_records(jsonl, check_images=False, on_bad_record="skip") if counts.records else (None,)
     if record is None:
         assert f"{jsonl}:1:" in str(counts.skipped[0])
+        told = counts.skipped[0].reason
+        assert lie or cut or "px" in told or "its mode is" in told, "a good file is refused"
         for record in read_records(jsonl, check_images=False, on_bad_record="skip"):
             with pytest.raises(DataError):
                 reader.read(record)
