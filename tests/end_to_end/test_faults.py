@@ -57,8 +57,11 @@ def test_a_missing_image_is_told_with_its_record_and_path(start, bare_config: Pa
     assert "Traceback" not in run.told
 
 
-def test_a_folder_without_weights_is_told_before_anything_starts(start, bare_config: Path, tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_told_before_anything_starts(
+    start, bare_config: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
+    shutil.copy(checkpoint / "config.json", tmp_path / "empty")
     run = start("up", f"config={bare_config}", "server_port=0", f"model.model={tmp_path / 'empty'}")
     assert run.end() == 2, run.told
     assert f"model.model: {tmp_path / 'empty'} holds no *.safetensors" in run.told
@@ -69,11 +72,13 @@ def test_a_server_that_cannot_load_its_model_gives_3_and_its_reason(
     start, bare_config: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(checkpoint, tmp_path / "other")
-    (other / "config.json").write_text((other / "config.json").read_text().replace('"qwen3_vl"', '"qwen2_vl"'))
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["hidden_size"] *= 2
+    (other / "config.json").write_text(json.dumps(config))
     run = start("up", f"config={bare_config}", "server_port=0", f"model.model={other}")
     assert run.end() == 3, run.told
     assert "server-0.log" in run.told
-    assert f"model.model: {other} is a qwen2_vl checkpoint; give one of qwen3_vl" in run.told.replace("\n", "")
+    assert f"model.model {other} cannot be loaded: " in run.told.replace("\n", "")
     assert not (run.folder / "learner.log").exists()
     assert run.pids() == []
 
