@@ -17,6 +17,7 @@ from shared.access import LAST_PORT
 from shared.companions import tolerate_cuda_builds
 from shared.config.load import load_config
 from shared.config.paths import user_path
+from shared.console import settle_streams
 from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
 from shared.listening import bound_socket
@@ -25,6 +26,7 @@ from shared.listening import bound_socket
 def main(arguments: Sequence[str]) -> int:
     """Serve until a signal ends the process; returns the exit code of a start that failed."""
     end_with_parent()
+    settle_streams()
     tolerate_cuda_builds()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)

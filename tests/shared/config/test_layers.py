@@ -90,3 +90,11 @@ def test_a_value_that_is_no_yaml_is_quoted() -> None:
 def test_a_value_that_looks_like_a_date_and_is_none_is_told_with_its_key() -> None:
     with pytest.raises(ConfigError, match=r"training\.seed: '2024-13-45' cannot be read: month .*quotes"):
         parse_overrides(["training.seed=2024-13-45"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    text = "global_max_length: 7\nmodel: {model: ü}\n"
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    (tmp_path / "marked.yaml").write_bytes((mark + text).encode(encoding))
+    assert read_layers(tmp_path / "marked.yaml").values == {"global_max_length": 7, "model": {"model": "ü"}}
