@@ -210,7 +210,7 @@ async def test_the_guard_can_end_a_run_whose_answers_go_astray(opened: Opened, t
     keys = (f"{GUARD}.window=1", f"{GUARD}.action=stop")
     babble = {f"train:{number}": [30] for number in range(1, 65)}
     async with opened(B_ONLY, *keys, answers=babble) as run:
-        with pytest.raises(RunLeftItsBands, match="sample_valid_pred_rate"):
+        with pytest.raises(RunLeftItsBands, match="sample_sound_rate"):
             await trained(run)
     assert [line["step"] for line in logged(tmp_path)] == [1]
 
