@@ -11,7 +11,6 @@ import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout_server.engines import prompt_rules
 from rollout_server.engines.base import Engine, EngineAnswer, EngineRequest, WeightFile
 from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
@@ -180,7 +179,7 @@ async def test_a_seed_gives_the_same_sample_alone_and_in_company(
 async def test_an_image_that_vllms_own_processor_refuses_fails_alone(
     vllm: Engine, requests_for: Callable[..., list[EngineRequest]], prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_rules, "MAX_ASPECT_RATIO", 10_000)
+    monkeypatch.setattr("shared.images.MAX_ASPECT_RATIO", 10_000)
     bad, good = requests_for(2)
     bad = replace(bad, images=(prompts.image(0, 6432, 32),))
     async with aclosing(vllm.generate([bad, good])) as results:
