@@ -25,10 +25,10 @@ quick: lint
 check: lint types
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 $(ARGS)
 
-# Everything: what is fast side by side, then real vLLM and real processes, each with the machine to itself.
+# Everything: what is fast, then real vLLM and real processes; two at a time, as each waits for its processes' imports.
 test: lint types
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS) || [ $$? -eq 5 ] # 5: ARGS name none of these
-	$(BIN)/python -m pytest -m "slow and not very_slow" $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m "slow and not very_slow" -n 2 --dist loadfile $(ARGS) || [ $$? -eq 5 ]
 
 # What takes too long to run with every change.
 test-slow: $(VENV)/.dev
