@@ -67,7 +67,6 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     gc.disable()
     from learner.build import open_run
     from learner.evaluation.tables import print_scores, write_scores
-    from learner.train import train
 
     gc.freeze()
     gc.enable()
@@ -80,23 +79,16 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     async def work() -> None:
         nonlocal training
         async with open_run(config, console, folder) as run:
-            if not evaluate_only:
-                training = run.progress
-                if training.done:
-                    console.print(finished_before(run.progress))
-                    return
-                with steps:
-                    try:
-                        await train(run)
-                    except Exception as error:
-                        await save_what_stands(run, error, console)
-                        raise
-                if steps.cancelled_caught:
-                    await run.save_last_whole_step()
+            if evaluate_only:
+                scores = await run.evaluation.run(run.progress)
+                print_scores(scores, console)
+                write_scores(scores, folder / SCORES_FILE)
                 return
-            scores = await run.evaluation.run(run.progress)
-            print_scores(scores, console)
-            write_scores(scores, folder / SCORES_FILE)
+            training = run.progress
+            with steps:
+                await train_what_is_left(run, console)
+            if steps.cancelled_caught:
+                await run.save_last_whole_step()
 
     task, loop = asyncio.ensure_future(work()), asyncio.get_running_loop()
     received: list[int] = []
@@ -123,6 +115,20 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
         return 0
     console.print(f"stopped by {signal.Signals(received[0]).name}; the last checkpoint stands")
     return 128 + received[0]
+
+
+async def train_what_is_left(run: Run, console: Console) -> None:
+    """Train a run to its end; when an error ends it, its last whole step is saved."""
+    from learner.train import train
+
+    if run.progress.done:
+        console.print(finished_before(run.progress))
+        return
+    try:
+        await train(run)
+    except Exception as error:
+        await save_what_stands(run, error, console)
+        raise
 
 
 def finished_before(progress: Progress) -> str:
