@@ -210,9 +210,9 @@ def start_once() -> Callable[..., Command]:
     return finished
 
 
-@pytest.fixture(scope="session", params=["scripted", "hf"])
+@pytest.fixture(scope="session", params=["scripted", pytest.param("hf", marks=pytest.mark.very_slow)])
 def engine(request: pytest.FixtureRequest) -> str:
-    """What decodes in the runs that a test disturbs."""
+    """What decodes in the runs that a test disturbs; with a real model by `make test-slow`."""
     return request.param
 
 
