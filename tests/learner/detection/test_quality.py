@@ -52,3 +52,19 @@ def test_a_duplicate_has_the_desc_and_place_of_an_earlier_prediction() -> None:
     assert count_duplicates([CAT, near, dog, CAT]) == 2
     assert count_duplicates([CAT, far, dog]) == 0
     assert count_duplicates([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("parsed", "truth", "sound"),
+    [
+        (ParsedRollout(empty=True), [], 1),
+        (ParsedRollout(empty=True), TRUTH, 0),
+        (ParsedRollout(predictions=(CAT,)), [], 1),
+        (ParsedRollout(truncated=True), [], 0),
+        (ParsedRollout(malformed=True), [], 0),
+    ],
+)
+def test_a_right_empty_answer_is_as_sound_as_one_with_objects(
+    parsed: ParsedRollout, truth: list[GroundTruthObject], sound: int
+) -> None:
+    assert quality_of(parsed, truth, match_objects(parsed.predictions, truth)).num_sound == sound
