@@ -26,7 +26,7 @@ from learner.detection.record_rules import COORDINATE_TEXTS, Changes, CheckedRec
 from shared.checkpoint_facts import TOKENIZER_FILE
 from shared.config.paths import user_path
 from shared.console import run_main
-from shared.errors import DataError
+from shared.errors import BoxloopError, DataError
 from shared.families.table import FACTS
 
 PERCENTILES = (0, 50, 90, 99, 100)
@@ -178,10 +178,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when training will take every record, 1 when it will not, 2 when a file cannot be read."""
     options = parser().parse_args(arguments)
+    try:
+        checks = checks_of(options)
+    except (BoxloopError, OSError, ValueError, KeyError, TypeError) as error:
+        print(f"--model {options.model} cannot be read: {error}", file=sys.stderr)
+        return 2
     num_errors = 0
     for path in options.files:
         try:
-            num_errors += check_and_tell(path, checks_of(options))
+            num_errors += check_and_tell(path, checks)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -191,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def checks_of(options: argparse.Namespace) -> Checks:
-    """What the command line asks for. Raises OSError for a model that cannot be read."""
+    """What the command line asks for. Raises, in many ways, for a model that cannot be read."""
     special = special_texts_of(options.model) if options.model else special_texts_of_families()
     return Checks(
         Rules(options.coordinate_space, special),

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from shared.config.paths import UserPath
 from shared.config.section import Section
-from shared.wire import Count, RepetitionPenalty, Temperature, TopP, Transport
+from shared.wire import MAX_COUNT, Count, RepetitionPenalty, Temperature, TopP, Transport
 
 
 class RepeatTerminateSection(Section):
@@ -100,7 +100,7 @@ class RolloutMatchingSection(Section):
     rollout_backend: Literal["vllm", "hf"] = Field(
         default="vllm", description="engine of the rollout server; hf = transformers"
     )
-    max_new_tokens: int = Field(default=1024, ge=1, description="longest answer")
+    max_new_tokens: int = Field(default=1024, ge=1, le=MAX_COUNT, description="longest answer")
     decode_mode: Literal["greedy"] = Field(default="greedy", description="the only value; temperature above 0 samples")
     temperature: Temperature = Field(default=0.0, description="0 = greedy, else at least 0.01")
     top_p: TopP = Field(default=1.0, description="nucleus sampling; 1 = off")

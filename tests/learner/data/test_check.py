@@ -76,3 +76,13 @@ def test_percentiles_are_nearest_ranks() -> None:
     values = list(range(1, 101))
     assert [percentile(values, share) for share in (0, 50, 90, 99, 100)] == [1, 50, 90, 99, 100]
     assert percentile([7], 0) == percentile([7], 50) == 7
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"added_tokens": 7}'])
+def test_a_model_that_cannot_be_read_is_one_line_and_2(tmp_path: Path, content: str | None, capsys) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    if content is not None:
+        (model / "tokenizer.json").write_text(content)
+    assert main([str(write(tmp_path, [CAT])), "--model", str(model)]) == 2
+    assert f"--model {model} cannot be read" in capsys.readouterr().err

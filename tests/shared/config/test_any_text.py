@@ -126,6 +126,7 @@ def test_values_that_no_type_of_the_machine_holds_are_refused(base: Path) -> Non
         "custom.extra.stage2_ab.bbox_l1_weight=1.0e+300",
         "custom.extra.rollout_matching.top_p=1.0e-300",
         "custom.extra.rollout_matching.top_k=5000000000",
+        "custom.extra.rollout_matching.max_new_tokens=5000000000",
         "custom.extra.rollout_matching.repetition_penalty=1.0e-30",
         "training.seed=99999999999999999999999",
         "global_max_length=99999999999999999999999",
