@@ -143,6 +143,7 @@ def test_an_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.reported("eval --checkpoint missing")
 def test_a_checkpoint_that_is_no_folder_is_told_at_once(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("global_max_length: 9")
@@ -151,6 +152,7 @@ def test_a_checkpoint_that_is_no_folder_is_told_at_once(tmp_path: Path) -> None:
     assert "missing #1 is no folder" in str(result.exception)
 
 
+@pytest.mark.reported("export --help")
 def test_export_says_what_it_takes_without_torch() -> None:
     program = (
         "import sys, learner.checkpoints.export; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

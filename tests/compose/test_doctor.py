@@ -186,6 +186,7 @@ cli.main()
     assert not (tmp_path / "run" / "learner.log").exists()
 
 
+@pytest.mark.reported("ab_mixed.yaml in an empty folder")
 @pytest.mark.slow
 def test_what_ships_fails_in_an_empty_folder_where_neither_model_nor_data_are(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "compose", "doctor", "config=configs/stage2_ab/prod/ab_mixed.yaml"]
@@ -201,6 +202,7 @@ def test_what_ships_fails_in_an_empty_folder_where_neither_model_nor_data_are(tm
     assert "# default" not in told
 
 
+@pytest.mark.reported("Qwen3-VL#1111 qwen2_5_vl", "Qwen3-VL#1402 embeddings not resized")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),

@@ -302,6 +302,7 @@ def test_a_learner_that_fails_decides_the_exit_code(start: Start, code: str, exp
     assert_nothing_is_left(run, at_least=3)
 
 
+@pytest.mark.reported("torchtune#481 deepinv#525 two supervisors")
 def test_a_second_run_in_the_same_folder_is_refused_and_loses_nothing(start: Start) -> None:
     first = start(FAKE_SECONDS="300")
     wait_for(lambda: "argv" in first.log("learner"))
@@ -316,6 +317,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_loses_nothing(start: Sta
     assert start(FAKE_SECONDS="0").end() == 0
 
 
+@pytest.mark.reported("trl#3872 up")
 @pytest.mark.parametrize("place", ["run", "run/below"])
 def test_a_folder_that_is_a_file_is_one_line_and_2(start: Start, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("x")
@@ -325,6 +327,7 @@ def test_a_folder_that_is_a_file_is_one_line_and_2(start: Start, tmp_path: Path,
     assert "output folder: training.output_dir: " in run.told
 
 
+@pytest.mark.reported("server_gpus=0 train_gpus=1 without a GPU")
 def test_gpus_that_are_not_usable_end_it_with_what_torch_and_the_driver_said(start: Start) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("there may be GPUs")

@@ -61,6 +61,7 @@ def ledger(folder: Path) -> list[dict[str, list[str]]]:
     return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.reported("tabnet#537 robosat#228 three records, batch 8")
 def test_nothing_to_train_ends_with_2_and_both_numbers(train, data: Path, capsys, tmp_path: Path) -> None:
     data.write_text("\n".join(data.read_text().splitlines()[:3]) + "\n")
     assert train("training.effective_batch_size=8", "training.per_device_train_batch_size=8") == 2
@@ -70,6 +71,7 @@ def test_nothing_to_train_ends_with_2_and_both_numbers(train, data: Path, capsys
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.reported("ms-swift#3275 late-bad.jsonl, skip")
 @pytest.mark.slow
 @pytest.mark.parametrize("spoilt", ["image", "line"])
 def test_a_record_that_spoils_while_training_is_lost_where_bad_ones_are_skipped(
@@ -104,6 +106,7 @@ def spoil_line_after_the_start(data: Path, number: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(RecordSource, "opened", classmethod(open_and_spoil))
 
 
+@pytest.mark.reported("ms-swift#3275 late-bad.jsonl, error")
 @pytest.mark.slow
 def test_a_run_that_ends_by_a_bad_record_saves_its_last_whole_step_and_goes_on_from_it(
     train, data: Path, tmp_path: Path, capsys
@@ -132,6 +135,7 @@ def test_a_group_without_one_readable_record_is_an_error(train, data: Path, caps
     assert "every record of the step was lost" in capsys.readouterr().out
 
 
+@pytest.mark.reported("open_lm#67 verl#7401 ms-swift#10050 a resume")
 @pytest.mark.slow
 def test_a_resume_names_what_changed_and_nothing_when_nothing_did(
     train, data: Path, tmp_path: Path, capsys, caplog: pytest.LogCaptureFixture
@@ -154,6 +158,7 @@ def test_a_resume_names_what_changed_and_nothing_when_nothing_did(
     assert kept == ["config.resolved-1.yaml", "config.resolved-2.yaml", "config.resolved.yaml"]
 
 
+@pytest.mark.reported("torchtune#481 deepinv#525 a used folder")
 @pytest.mark.slow
 def test_a_start_in_a_used_folder_says_how_to_go_on_instead(
     train, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -163,6 +168,7 @@ def test_a_start_in_a_used_folder_says_how_to_go_on_instead(
     assert f"training.resume_from_checkpoint: {tmp_path / 'run' / 'abandoned-1' / 'checkpoint-1'}" in caplog.text
 
 
+@pytest.mark.reported("sed -i on train.jsonl")
 def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(data: Path, caplog) -> None:
     source, _ = RecordSource.opened(data, Reading(), seed=None)
     before = [source.record_at(place) for place in range(12)]

@@ -132,6 +132,7 @@ def broken_file(kind: str, good: bytes) -> bytes:
     }[kind]
 
 
+@pytest.mark.reported("vllm#55546 a 20000x20000 px PNG between two good samples")
 async def test_broken_images_are_error_lines_between_good_answers(scripted, serving, prompts, image) -> None:
     batch = prompts.batch("first", *BROKEN_FILES, "last")
     samples = tuple(

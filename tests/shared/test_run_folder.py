@@ -37,6 +37,7 @@ def holder(tmp_path: Path):
     process.stdout.close()
 
 
+@pytest.mark.reported("torchtune#481 deepinv#525 two runs, one folder")
 def test_a_second_run_is_refused_with_host_and_process(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused, lock_run(tmp_path):
         pass
@@ -81,6 +82,7 @@ def test_a_file_system_without_locks_is_told(
     assert "cannot be locked" in caplog.text
 
 
+@pytest.mark.reported("trl#3872 output_dir is a file, or below one")
 @pytest.mark.parametrize("kind", ["a file", "below a file"])
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, kind: str) -> None:
     (tmp_path / "file").write_text("x")
@@ -99,12 +101,14 @@ def test_a_folder_that_can_be_is_not_made_by_looking(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.reported("trl#3872 a read-only mount")
 @pytest.mark.skipif(os.getuid() != 0 and not os.path.ismount("/proc"), reason="needs a place nobody can write")
 def test_a_mount_that_takes_nothing_is_told() -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
         check_writable(Path("/proc/boxloop/run"))
 
 
+@pytest.mark.reported("yolov5#11115 --out is a link")
 def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
@@ -126,6 +130,7 @@ def test_a_link_to_nothing_makes_what_it_leads_to(tmp_path: Path) -> None:
     assert (tmp_path / "later").read_text() == "new"
 
 
+@pytest.mark.reported("yolov5#11115 --out /dev/stdout")
 def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     write_whole(Path("/dev/null"), b"x")
     assert Path("/dev/null").is_char_device()
@@ -147,6 +152,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     assert time.time() - (tmp_path / ("n" * 255)).stat().st_mtime < 60
 
 
+@pytest.mark.reported("trl#3872 export --out is a file")
 @pytest.mark.parametrize("place", ["file", "file/below"])
 @pytest.mark.parametrize("command", ["export", "demo"])
 def test_an_out_that_cannot_be_is_one_line_and_2(tmp_path: Path, checkpoint: Path, command: str, place: str) -> None:

@@ -66,6 +66,7 @@ def test_no_more_ids_are_banned_than_every_engine_takes() -> None:
 
 @pytest.mark.parametrize("number", ["Infinity", "NaN", "1e400", "1e-300"])
 @pytest.mark.parametrize("key", ["temperature", "top_p", "repetition_penalty"])
+@pytest.mark.reported("JSON Infinity")
 def test_no_number_that_32_bits_do_not_hold_reaches_an_engine(key: str, number: str) -> None:
     with pytest.raises(ValidationError):
         Sampling.model_validate_json(f'{{"max_new_tokens": 1, "stop_token_ids": [], "{key}": {number}}}')

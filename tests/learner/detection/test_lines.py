@@ -30,6 +30,7 @@ OTHER_FILES = {
 }
 
 
+@pytest.mark.reported("labelme#1725 UTF-16, gzip, a pretty-printed array")
 @pytest.mark.parametrize("said", OTHER_FILES)
 @pytest.mark.parametrize("on_bad_record", ["error", "skip"])
 def test_a_file_of_another_kind_is_told_as_what_it_is(tmp_path: Path, said: str, on_bad_record) -> None:
@@ -51,6 +52,7 @@ def test_one_bad_line_at_the_start_of_good_ones_is_a_bad_record(tmp_path: Path, 
     assert [error.line for error in counts.skipped] == [1]
 
 
+@pytest.mark.reported("labelme#1725 a byte order mark")
 def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(codecs.BOM_UTF8 + GOOD + b"\n" + GOOD + b"\r\n")
@@ -60,6 +62,7 @@ def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:
     assert read_all(path, PLAIN) == tuple(source.record_at(place) for place in range(2))
 
 
+@pytest.mark.reported("a data URI")
 @pytest.mark.parametrize(
     "image",
     ["data:image/png;base64," + "A" * 600_000, "https://example.org/a.jpg", "file:///a.jpg", "s3://bucket/a.jpg"],
@@ -74,6 +77,7 @@ def test_an_address_is_told_in_a_short_line(tmp_path: Path, image: str, capsys: 
     assert max(map(len, told.splitlines())) < 400
 
 
+@pytest.mark.reported("an empty file")
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
 def test_a_file_without_a_record_is_an_error(tmp_path: Path, content: bytes, capsys) -> None:
     path = tmp_path / "train.jsonl"
@@ -82,6 +86,7 @@ def test_a_file_without_a_record_is_an_error(tmp_path: Path, content: bytes, cap
     assert "has no record to train on" in capsys.readouterr().out
 
 
+@pytest.mark.reported("YOLOX#969 0..999 on 2000 px")
 def test_whole_numbers_up_to_999_on_large_images_are_told(tmp_path: Path, capsys) -> None:
     path = tmp_path / "train.jsonl"
     large = GOOD.replace(b"64", b"2000").replace(b"48", b"1500").replace(b"[4, 4, 40, 30]", b"[100, 200, 500, 900]")

@@ -64,6 +64,7 @@ def test_a_duplicate_has_the_desc_and_place_of_an_earlier_prediction() -> None:
         (ParsedRollout(malformed=True), [], 0),
     ],
 )
+@pytest.mark.reported("{} counted as no valid prediction")
 def test_a_right_empty_answer_is_as_sound_as_one_with_objects(
     parsed: ParsedRollout, truth: list[GroundTruthObject], sound: int
 ) -> None:

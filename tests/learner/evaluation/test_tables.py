@@ -71,6 +71,7 @@ def test_the_file_holds_every_metric_and_every_desc(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.reported("tables cut at 80 columns")
 def test_where_no_terminal_says_how_wide_it_is_nothing_is_cut() -> None:
     console = Console(file=io.StringIO(), width=80)
     long = replace(MANY[0], desc="a desc that is rather long, as people write them " * 2)

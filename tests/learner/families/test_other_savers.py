@@ -28,6 +28,7 @@ def resaved(checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.reported("processor_config.json alone")
 def test_both_sides_find_the_image_processor(resaved: Path, checkpoint: Path) -> None:
     limits = limits_for(512, 4)
     assert read_rules(str(resaved), limits) == read_rules(str(checkpoint), limits)
@@ -35,6 +36,7 @@ def test_both_sides_find_the_image_processor(resaved: Path, checkpoint: Path) ->
     assert ours.grid_of(640, 480) == theirs.grid_of(640, 480)
 
 
+@pytest.mark.reported("chat_template.json alone")
 def test_the_chat_template_of_a_processor_is_the_tokenizer_s(resaved: Path, checkpoint: Path) -> None:
     ours, theirs = (chat_text(load_tokenizer(str(folder)), "You.", "Detect.") for folder in (resaved, checkpoint))
     assert ours == theirs

@@ -81,6 +81,7 @@ def test_the_sheet_holds_both_panels_in_the_colours_of_the_verdicts(sample: Pict
     assert not has(right, "missing")
 
 
+@pytest.mark.reported("wrong names in green")
 def test_a_right_place_under_another_name_is_not_drawn_as_right(sample: PictureSample) -> None:
     wrong = replace(sample, predictions=(sample.predictions[0], replace(sample.predictions[1], desc="dog")))
     _, outline = answer_outlines(wrong, 400, 300)
@@ -103,6 +104,7 @@ def inked(text: str) -> bytes:
     return bytes(font_for(label, 13).getmask(label))
 
 
+@pytest.mark.reported("labels with ö, Chinese, Cyrillic")
 @pytest.mark.parametrize("text", ["Hündin", "собака", "狗", "犬", "강아지", "कुत्ता", "café", "Ωμέγα"])
 def test_letters_of_every_script_are_drawn(text: str) -> None:
     missing = bytes(font_for(text, 13).getmask("\uffff"))

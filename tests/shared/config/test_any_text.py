@@ -41,6 +41,7 @@ def traps(test):
     return test
 
 
+@pytest.mark.reported("hydra#2705 Detect all # carefully")
 @traps
 @given(text=TEXTS)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -52,6 +53,7 @@ def test_a_text_arrives_through_an_override_and_through_the_resolved_file(base: 
     assert load_config(base.with_name("resolved.yaml")) == config
 
 
+@pytest.mark.reported("hydra#2705 work/exp #3-checkpoint")
 @traps
 @given(text=PATHS)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,6 +68,7 @@ def test_a_path_arrives_through_overrides_options_and_the_resolved_file(base: Pa
     assert load_config(base.with_name("resolved.yaml")) == config
 
 
+@pytest.mark.reported("template.system=")
 def test_an_empty_text_is_one(base: Path) -> None:
     assert load_config(base, ["template.system="]).template.system == ""
     assert load_config(base, ["custom.user_prompt=Detect all # carefully"]).custom.user_prompt == (
@@ -81,6 +84,7 @@ def test_keys_that_are_no_texts_are_yaml_still() -> None:
         assert parse_overrides([override]).values == {"training": {"resume_from_checkpoint": value}}
 
 
+@pytest.mark.reported("transformers#10628 ~/x")
 @pytest.mark.parametrize("key", ["training.output_dir", "custom.train_jsonl", "model.model"])
 def test_a_home_is_expanded_wherever_a_path_is_read(base: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
@@ -97,6 +101,7 @@ def with_value(base: Path, section: str, name: str, value: str) -> Path:
     return path
 
 
+@pytest.mark.reported("transformers#10628 ${HOME}/x")
 @pytest.mark.parametrize("text", ["${HOME}/runs/x", "$HOME/runs", "${MODELS}"])
 def test_a_variable_is_refused_and_not_made_a_folder(base: Path, text: str) -> None:
     for config in (
@@ -119,6 +124,7 @@ def test_other_programs_expand_a_home_too(capsys: pytest.CaptureFixture[str], mo
     assert "/home/somebody/none" in capsys.readouterr().out
 
 
+@pytest.mark.reported("top_p 1e-300")
 def test_values_that_no_type_of_the_machine_holds_are_refused(base: Path) -> None:
     wide = [
         "training.learning_rate=1.0e-60",

@@ -42,6 +42,7 @@ def test_a_value_that_meant_something_there_names_its_row(override: str) -> None
         load_config(MIXED, [override])
 
 
+@pytest.mark.reported("group_port of ms-swift")
 def test_a_group_port_is_accepted_with_a_warning() -> None:
     config = load_config(MIXED, [f"{SERVERS}=[{{base_url: http://127.0.0.1:8000, group_port: 51216}}]"])
     (warning,) = advice_for(config)

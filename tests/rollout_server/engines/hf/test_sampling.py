@@ -112,6 +112,7 @@ def test_greedy_and_sampled_rows_share_a_batch() -> None:
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.reported("temperature 1, top_p 1e-300")
 @given(
     temperature=st.sampled_from([0.0, MIN_TEMPERATURE, 1.0, MAX_TEMPERATURE]) | FLOATS,
     top_p=st.sampled_from([1e-6, 0.5, 1.0, 1e-300]) | FLOATS,
