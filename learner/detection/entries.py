@@ -142,7 +142,7 @@ class Entries:
             if x1 == x2 or y1 == y2:
                 return self.drop(DropReason.degenerate)
             if x1 > x2 or y1 > y2:
-                bins, positions = _sorted_corners(bins, positions)
+                bins = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
                 self.notices.append(Notice.reversed.name)
         elif len(bins) < 6 or len(bins) % 2:
             return self.drop(DropReason.arity)
@@ -150,15 +150,3 @@ class Entries:
             self.notices.append(Notice.duplicate_key.name)
         self.predictions.append(Prediction(index, desc, kind, bins, positions, place))
         return None
-
-
-def _sorted_corners(
-    bins: tuple[int, ...], positions: tuple[int, ...]
-) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """Left before right and top before bottom, each position with its bin."""
-    (x1, px1), (y1, py1), (x2, px2), (y2, py2) = zip(bins, positions, strict=True)
-    if x1 > x2:
-        x1, px1, x2, px2 = x2, px2, x1, px1
-    if y1 > y2:
-        y1, py1, y2, py2 = y2, py2, y1, py1
-    return (x1, y1, x2, y2), (px1, py1, px2, py2)

@@ -119,7 +119,7 @@ class RolloutParser:
         last = entries.predictions[-1] if entries.predictions else None
         return ParsedRollout(
             predictions=tuple(entries.predictions),
-            prefix_token_ids=tuple(self._token_ids[: max(last.positions) + 1]) if last else (),
+            prefix_token_ids=tuple(self._token_ids[: last.positions[-1] + 1]) if last else (),
             next_index=last.place.next_index if last else 1,
             dropped=Counter(entries.dropped),
             notices=Counter(entries.notices),

@@ -54,7 +54,8 @@ class Prediction:
     """A valid object of an answer.
 
     `index` is the N of `object_N`. `bins` is flat: (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or x, y, … of a polygon;
-    `positions` are the places of these coordinate tokens in the rollout, in the order of `bins`.
+    `positions` are the places of its coordinate tokens in the rollout, ascending, so that those of a reversed box are
+    taught x1, y1, x2, y2 in the order in which they are read.
     """
 
     index: int

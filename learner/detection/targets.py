@@ -135,7 +135,7 @@ class _Lesson:
             return len(self.prompt) + num_tokens(self.vocabulary, written)
         last = parsed.predictions[kept[-1]]
         tail = num_tokens(self.vocabulary, missing, last.place.next_index, last.place.closing)
-        return len(self.prompt) + max(last.positions) + 1 + tail
+        return len(self.prompt) + last.positions[-1] + 1 + tail
 
     def from_rollout(self, parsed: ParsedRollout, partner: dict[int, int], kept: list[int]) -> Target:
         """Keep the predictions `kept` (ascending, with their ground truths in `partner`) and append the others."""
@@ -161,7 +161,7 @@ class _Lesson:
         self, parsed: ParsedRollout, predictions: list[Prediction], taught: list[GroundTruthObject | None]
     ) -> TargetWriter:
         """The rollout's ids, untouched, up to the last coordinate of the last of `predictions`."""
-        prefix = parsed.prefix_token_ids[: max(predictions[-1].positions) + 1]
+        prefix = parsed.prefix_token_ids[: predictions[-1].positions[-1] + 1]
         writer = TargetWriter(self.vocabulary, self.prompt + prefix)
         shift = len(self.prompt)
         if self.weights.prefix_structure_ce_weight:

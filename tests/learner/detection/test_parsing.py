@@ -213,11 +213,11 @@ def test_spelled_tokens_are_not_the_tokens_they_spell(vocabulary: CoordinateVoca
     assert fed(spelled, list(range(len(spelled) + 1)), vocabulary) == parse_rollout(spelled, vocabulary)
 
 
-def test_a_reversed_box_is_sorted_with_its_positions(vocabulary: CoordinateVocabulary) -> None:
+def test_a_reversed_box_is_sorted_and_its_positions_are_not(vocabulary: CoordinateVocabulary) -> None:
     ids = vocabulary.encode(ONE.replace("_110", "_900").replace("_310", "_800") + "}" + END)
     (prediction,) = parse_rollout(ids, vocabulary).predictions
     assert prediction.bins == (410, 705, 900, 800)
-    assert tuple(vocabulary.bin_of(ids[position]) for position in prediction.positions) == prediction.bins
+    assert tuple(vocabulary.bin_of(ids[position]) for position in prediction.positions) == (900, 800, 410, 705)
 
 
 def test_positions_hold_the_coordinates_after_dropped_entries(vocabulary: CoordinateVocabulary) -> None:

@@ -50,11 +50,13 @@ def test_box_slots_are_pulled_towards_the_matched_ground_truth(
     assert len(answer_of(target)) == 2
 
 
-def test_a_reversed_prediction_gives_each_slot_its_own_bin(vocabulary: CoordinateVocabulary) -> None:
-    text = answer_text([GroundTruthObject("cat", "bbox_2d", (410, 705, 110, 310))])
-    target = taught(text + END, [CAT], vocabulary)
+def test_a_reversed_prediction_is_taught_its_corners_in_reading_order(vocabulary: CoordinateVocabulary) -> None:
+    backwards = (410, 705, 110, 310)
+    target = taught(answer_text([GroundTruthObject("cat", "bbox_2d", backwards)]) + END, [CAT], vocabulary)
     ((positions, bins),) = target.boxes
-    assert tuple(vocabulary.bin_of(target.token_ids[position]) for position in positions) == bins == CAT.bins
+    assert tuple(vocabulary.bin_of(target.token_ids[position]) for position in positions) == backwards
+    assert list(positions) == sorted(positions)
+    assert bins == CAT.bins
 
 
 def test_desc_weight_is_on_the_tokens_inside_desc_only(plain_vocabulary: CoordinateVocabulary) -> None:
