@@ -19,7 +19,7 @@ demo: $(VENV)/.base
 
 # While editing: lint and the pure floors, half a minute.
 quick: lint
-	$(BIN)/python -m pytest -q -m "not slow" $(PURE_TESTS) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 $(PURE_TESTS) $(ARGS)
 
 # Before a commit: lint, types and every test that takes no seconds, three minutes.
 check: lint types

@@ -8,8 +8,10 @@ from rich.console import Console
 
 from learner.channels.channel import Sources
 from learner.channels.table import open_channels
+from learner.channels.target_maker import TargetMaker
 from learner.checkpoints.opening import open_checkpoints
 from learner.checkpoints.start import start_of
+from learner.data.answer_weights import mean_answer_weight
 from learner.data.opening import open_data
 from learner.decoding.opening import open_decoding
 from learner.evaluation.opening import open_evaluation
@@ -50,7 +52,9 @@ async def _assemble(
     data = open_data(config, checkpoint_folder(start.model), load_tokenizer(start.model), console)
     if config.decodes:
         check_servers_are_named(config.rollout.vllm.server)
-    planner = Planner.of(config, data.training.num_records, data.training.record_at)
+    targets = TargetMaker.of(config, data.vocabulary)
+    answer_weight = start.answer_weight or mean_answer_weight(data.training, targets.answer_weight)
+    planner = Planner.of(config, data.training.num_records, data.training.record_at, answer_weight)
     progress = Progress(planner.num_steps_of(config))
     training = stack.enter_context(
         open_training(
@@ -63,7 +67,9 @@ async def _assemble(
         )
     )
     guard = Guard(config.stage2.guard)
-    checkpoints = open_checkpoints(config, training, guard, progress, start.resumed, folder, data.digests)
+    checkpoints = open_checkpoints(
+        config, training, guard, progress, start.resumed, folder, data.digests, answer_weight
+    )
     reporting = stack.enter_context(open_reporting(config, folder, progress, guard, data.vocabulary, metrics, console))
     decoding = await stack.enter_async_context(
         open_decoding(config, data, planner, progress.num_steps, training, console)
@@ -72,7 +78,7 @@ async def _assemble(
         planner=planner,
         progress=progress,
         sources=Sources(data.encoder, decoding.decoder),
-        channels=open_channels(config, training.loaded, data.vocabulary),
+        channels=open_channels(config, training.loaded, targets),
         packer=packer_of(config),
         in_order=config.rollout.deterministic,
         training=training,

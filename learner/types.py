@@ -201,16 +201,16 @@ class LearnedPack:
 class StepResult:
     """What one optimizer step came to. `loss` is that of docs/numerics.md.
 
-    `terms` has, by metric, the sum over the step and the number of samples, boxes or coordinates it was summed over:
-    what was learned, not what was planned. Which sums are weighted: learner/losses/terms.py. `grad_norm` is taken
+    `terms` has, by metric, the sum over the step and what it is divided by, samples times W̄, boxes or coordinates: what
+    was learned, not what was planned. Which sums are weighted: learner/losses/terms.py. `grad_norm` is taken
     before clipping.
 
-        StepResult(loss=2.31, terms={"loss/ce": (9.84, 6), "loss/bbox_l1": (1.1, 17), …}, grad_norm=0.8,
+        StepResult(loss=2.31, terms={"loss/ce": (984.1, 612.0), "loss/bbox_l1": (1.1, 17), …}, grad_norm=0.8,
                    learning_rate=1e-5, optimizer_s=0.02)
     """
 
     loss: float
-    terms: Mapping[str, tuple[float, int]]
+    terms: Mapping[str, tuple[float, float]]
     grad_norm: float
     learning_rate: float
     optimizer_s: float

@@ -60,7 +60,9 @@ STAGE2 = (
 
 OPTIMISATION = (
     _ratio("loss", "nats", "all", "objective of each step", "logged steps"),
-    _ratio("loss/ce", "nats", "all", "weighted cross-entropy, each sample by its W", "samples of the step"),
+    _ratio(
+        "loss/ce", "nats", "all", "weighted cross-entropy of all tokens", "samples times the mean weight of an answer"
+    ),
     _ratio("loss/bbox_l1", "canvas", "all", "mean |c − t| of each box's 4 values", "supervised boxes"),
     _ratio("loss/bbox_giou", "1", "all", "1 − GIoU of each box", "supervised boxes"),
     _ratio("loss/coord", "nats", "all", "weighted coordinate terms", "supervised coordinates"),
@@ -82,10 +84,13 @@ ROLLOUT = (
     _ratio("rollout/recall", "share", "B", "matched objects", "ground-truth objects"),
     _ratio("rollout/f1", "share", "B", "2 × matched objects", "valid predicted + ground-truth objects"),
     _ratio("rollout/matched_maskiou_mean", "IoU", "B", "similarity of each matched pair", "matched objects"),
+    _ratio(
+        "rollout/desc_accuracy_on_matched", "share", "B", "matched objects with their truth's desc", "matched objects"
+    ),
     _ratio("rollout/valid_pred_objects", "objects", "B", "valid predicted objects", "decoded answers"),
     _ratio("rollout/gt_objects", "objects", "B", "ground-truth objects", "decoded answers"),
-    _sum("rollout/matched_for_supervision", "objects", "B", "matched objects kept in a target's prefix"),
-    _sum("rollout/fn_appended", "objects", "B", "missing objects appended to a target"),
+    _sum("rollout/matched_for_supervision", "objects", "B", "objects taught in the model's own coordinates"),
+    _sum("rollout/fn_appended", "objects", "B", "objects taught in the truth's coordinates"),
     _sum("rollout/fp", "objects", "B", "extra predictions"),
     _sum("rollout/gating_rejections", "pairs", "B", "candidate pairs under maskiou_gate"),
     _ratio("rollout/duplicate_rate", "share", "B", "repeats of one desc at IoU ≥ 0.9", "valid predicted objects"),

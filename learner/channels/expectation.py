@@ -9,7 +9,6 @@ from learner.channels.channel import StepKind
 from learner.channels.last_pass import LastPass
 from learner.channels.target_maker import TargetMaker
 from learner.channels.teacher_forcing import GroundTruthSteps
-from learner.detection.vocabulary import CoordinateVocabulary
 from learner.losses.terms import PackLoss
 from learner.model.batch import ImageFeatures, PackedBatch
 from learner.model.forward import embed, encode_images, hidden_states
@@ -72,6 +71,6 @@ def soften_context(
     return embeds.index_put((rows, predictors + 1), softened[rows, predictors + 1])
 
 
-def open_steps(config: Config, last_pass: LastPass, vocabulary: CoordinateVocabulary) -> StepKind:
+def open_steps(config: Config, last_pass: LastPass, targets: TargetMaker) -> StepKind:
     """Channel A: coordinates are taught by the box and coordinate terms, the words around them by cross-entropy."""
-    return GroundTruthSteps(TargetMaker.of(config, vocabulary), Expectation(last_pass, config.stage2.n_softctx_iter))
+    return GroundTruthSteps(targets, Expectation(last_pass, config.stage2.n_softctx_iter))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from learner.channels.channel import Objective, Sources, StepKind, Taught
 from learner.channels.last_pass import LastPass, SinglePass
 from learner.channels.target_maker import TargetMaker
-from learner.detection.vocabulary import CoordinateVocabulary
 from learner.plan.step_plan import StepPlan
 from learner.types import Rollout
 from shared.config.models import Config
@@ -44,6 +43,6 @@ class RolloutSteps:
             yield sources.answers.start_of(step)
 
 
-def open_steps(config: Config, last_pass: LastPass, vocabulary: CoordinateVocabulary) -> StepKind:
+def open_steps(config: Config, last_pass: LastPass, targets: TargetMaker) -> StepKind:
     """Channel B: each answer is completed to a target, which is teacher-forced."""
-    return RolloutSteps(TargetMaker.of(config, vocabulary), SinglePass(last_pass))
+    return RolloutSteps(targets, SinglePass(last_pass))

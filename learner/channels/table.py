@@ -7,20 +7,20 @@ import torch
 from learner.channels import expectation, rollout_matching, teacher_forcing
 from learner.channels.channel import StepKind
 from learner.channels.last_pass import LastPass
-from learner.detection.vocabulary import CoordinateVocabulary
+from learner.channels.target_maker import TargetMaker
 from learner.model.loaded import LoadedModel
 from learner.plan.schedule import Channel
 from shared.config.models import Config
 
-Opener = Callable[[Config, LastPass, CoordinateVocabulary], StepKind]
+Opener = Callable[[Config, LastPass, TargetMaker], StepKind]
 
 CHANNELS: Mapping[str, Opener] = {"A": expectation.open_steps, "B": rollout_matching.open_steps}
 STAGE_1: Opener = teacher_forcing.open_steps
 
 
-def open_channels(config: Config, loaded: LoadedModel, vocabulary: CoordinateVocabulary) -> Mapping[Channel, StepKind]:
+def open_channels(config: Config, loaded: LoadedModel, targets: TargetMaker) -> Mapping[Channel, StepKind]:
     """The kinds of step of a run; the log calls Stage 1's steps A."""
-    coordinate_ids = torch.tensor(vocabulary.coordinate_ids, device=loaded.device)
+    coordinate_ids = torch.tensor(targets.vocabulary.coordinate_ids, device=loaded.device)
     last_pass = LastPass(config.stage2, coordinate_ids)
     openers = {"A": STAGE_1} if config.is_stage_1 else CHANNELS
-    return {Channel(letter): open_steps(config, last_pass, vocabulary) for letter, open_steps in openers.items()}
+    return {Channel(letter): open_steps(config, last_pass, targets) for letter, open_steps in openers.items()}

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from learner.detection.matching import MatchingConfig, match_objects
 from learner.detection.parsing import parse_rollout
+from learner.detection.record import Record
+from learner.detection.target_writer import answer_weight
 from learner.detection.targets import TargetWeights, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.types import EncodedRecord, Rollout, TaughtRollout, TrainingSample
@@ -21,10 +23,15 @@ class TargetMaker:
     capacity: int
 
     @classmethod
-    def of(cls, config: Config, vocabulary: CoordinateVocabulary, *, coord_ce_weight: float = 0.0) -> "TargetMaker":
-        """What a configuration says of targets; `coord_ce_weight` is the cross-entropy on coordinates."""
-        weights = pick(TargetWeights, config.stage2, coord_ce_weight=coord_ce_weight)
+    def of(cls, config: Config, vocabulary: CoordinateVocabulary) -> "TargetMaker":
+        """What a configuration says of targets. Only Stage 1 has cross-entropy on coordinates."""
+        weights = pick(TargetWeights, config.stage2, coord_ce_weight=1.0 if config.is_stage_1 else 0.0)
         return cls(vocabulary, pick(MatchingConfig, config.rollout), weights, config.global_max_length)
+
+    def answer_weight(self, record: Record) -> float:
+        """Σ of the cross-entropy weights over the record's own answer: W_s of docs/numerics.md."""
+        weights = self.weights
+        return answer_weight(self.vocabulary, record.objects, weights.desc_ce_weight, weights.coord_ce_weight)
 
     def of_record(self, encoded: EncodedRecord) -> TrainingSample:
         """The record's own answer, teacher-forced from its first token."""

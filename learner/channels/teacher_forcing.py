@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from learner.channels.channel import Objective, Sources, StepKind, Taught
 from learner.channels.last_pass import LastPass, SinglePass
 from learner.channels.target_maker import TargetMaker
-from learner.detection.vocabulary import CoordinateVocabulary
 from learner.plan.step_plan import StepPlan
 from learner.types import LostRecord, TaughtRecord
 from shared.config.models import Config
@@ -37,7 +36,6 @@ class GroundTruthSteps:
                 asked = time.perf_counter()
 
 
-def open_steps(config: Config, last_pass: LastPass, vocabulary: CoordinateVocabulary) -> StepKind:
+def open_steps(config: Config, last_pass: LastPass, targets: TargetMaker) -> StepKind:
     """Stage 1: cross-entropy on every token of the answer, coordinates too."""
-    targets = TargetMaker.of(config, vocabulary, coord_ce_weight=1.0)
     return GroundTruthSteps(targets, SinglePass(last_pass))

@@ -38,6 +38,7 @@ class TrainerState:
     The learning-rate schedule is not stored: it is a function of the step. `base_dtype` is the type of the weights that
     training began with, before it made float32 masters of them. `guard` is the window that the guard looks at.
     `values` and `data` are the circumstances under which the checkpoint was written, empty in one of before they were.
+    `answer_weight` is W̄ of docs/numerics.md, a constant of the run; None in one of before it was.
     """
 
     global_step: int
@@ -51,6 +52,7 @@ class TrainerState:
     guard: Sequence[BandSums] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    answer_weight: float | None = None
 
 
 class Checkpoints:
@@ -67,6 +69,7 @@ class Checkpoints:
         training: TrainingSection,
         config_digest: str,
         circumstances: Circumstances = Circumstances({}, {}),
+        answer_weight: float | None = None,
     ) -> None:
         self._loaded = loaded
         self._optimizer = optimizer
@@ -74,6 +77,7 @@ class Checkpoints:
         self._training = training
         self._digest = config_digest
         self._circumstances = circumstances
+        self._answer_weight = answer_weight
         self._companions = loaded.folder
         self._base_dtype = base_dtype(loaded.folder)
         self._saved_epoch = 0
@@ -165,6 +169,7 @@ class Checkpoints:
             guard=self._guard.recent,
             values=self._circumstances.values,
             data=self._circumstances.data,
+            answer_weight=self._answer_weight,
         )
 
     def _prune(self, written: Path) -> None:

@@ -19,10 +19,11 @@ def open_checkpoints(
     resumed: Path | None,
     folder: Path,
     data: Mapping[str, str],
+    answer_weight: float,
 ) -> Checkpoints:
     """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside.
 
-    `data` are digests of the files of data by the keys that name them.
+    `data` are digests of the files of data by the keys that name them, `answer_weight` is W̄ of docs/numerics.md.
     """
     checkpoints = Checkpoints(
         training.loaded,
@@ -31,6 +32,7 @@ def open_checkpoints(
         config.training,
         config.digest,
         Circumstances.of(config, data),
+        answer_weight,
     )
     if resumed is not None:
         state = checkpoints.restore(resumed)

@@ -13,12 +13,14 @@ from shared.errors import ConfigError
 class Start:
     """`model` is a directory or hub id of whole weights; `adapters` a folder of adapters that go on them, if any.
 
-    `resumed` is the checkpoint whose optimizer, schedule and place in the data go on, None in a new run.
+    `resumed` is the checkpoint whose optimizer, schedule and place in the data go on, None in a new run;
+    `answer_weight` is what its run divided the cross-entropy by, where it says so.
     """
 
     model: str
     adapters: Path | None
     resumed: Path | None
+    answer_weight: float | None = None
 
 
 def start_of(model: str, tuner: TunerSection, training: TrainingSection) -> Start:
@@ -41,7 +43,8 @@ def start_of(model: str, tuner: TunerSection, training: TrainingSection) -> Star
             f"{key}: {source} was trained whole, but tuner.train_type is lora; start from it as model.model"
         )
     whole = resumed is not None and adapters is None
-    return Start(source if whole else base_model(model), adapters, resumed)
+    answer_weight = None if resumed is None else read_state(resumed).answer_weight
+    return Start(source if whole else base_model(model), adapters, resumed, answer_weight)
 
 
 def _resumed(training: TrainingSection) -> Path | None:

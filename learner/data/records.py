@@ -105,6 +105,11 @@ class RecordSource:
         for start in range(0, self.num_records, ROWS_AT_A_TIME):
             yield from map(Line._make, self._index[start : start + ROWS_AT_A_TIME].tolist())
 
+    def spaced_lines(self, count: int) -> Iterator[Line]:
+        """`count` records, or all of fewer, evenly spaced over the file."""
+        places = np.linspace(0, self.num_records - 1, min(count, self.num_records)).round().astype(np.int64)
+        yield from map(Line._make, self._index[places].tolist())
+
     def record_at(self, cursor: int) -> Record:
         """The record at `cursor` ≥ 0, counted over all epochs.
 

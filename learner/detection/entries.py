@@ -70,7 +70,10 @@ class Entries:
         self._num_coordinates = first + len(marks)
         end = offset + match.end()
         desc_start, desc_end = match.span(2)
-        place = Place(self._end, offset + desc_start, offset + desc_end, end, self._highest + 1)
+        num_dropped = len(self.dropped)
+        place = Place(
+            self._end, offset + desc_start, offset + desc_end, end, self._highest + 1, CLOSE_OBJECT, num_dropped
+        )
         self._end = end
         self._judge(index, desc, kind, marks, first, place)
         return True
@@ -123,6 +126,7 @@ class Entries:
             end=offset + entry.end,
             next_index=self._highest + 1,
             closing=CLOSE_OBJECT if desc.value_start < geometry.value_start else closing_with_desc(value),
+            num_dropped=len(self.dropped),
         )
 
     def _judge(self, index: int, desc: str, kind: str, marks: str | list[str] | None, first: int, place: Place) -> None:

@@ -36,6 +36,7 @@ class Place(NamedTuple):
 
     `start` is the end of the entry before it (0 for the first), so the places of an answer's entries leave no gap.
     An answer that ended with this object's last coordinate token would go on with `closing`, then with `next_index`.
+    `num_dropped` entries before it are no predictions.
     """
 
     start: int = 0
@@ -44,6 +45,7 @@ class Place(NamedTuple):
     end: int = 0
     next_index: int = 1
     closing: str = CLOSE_OBJECT
+    num_dropped: int = 0
 
 
 _NOWHERE = Place()

@@ -18,7 +18,8 @@ DUPLICATE_IOU = 0.9
 class Quality:
     """Sums over answers. Ratios with nothing below the line are 0.
 
-    A sound answer has a valid object, or rightly says that there is none.
+    A sound answer has a valid object, or rightly says that there is none. A named object is a matched one whose desc is
+    its ground truth's.
     """
 
     num_answers: int = 0
@@ -31,6 +32,7 @@ class Quality:
     num_predictions: int = 0
     num_ground_truth: int = 0
     num_matched: int = 0
+    num_named: int = 0
     num_dropped: int = 0
     num_duplicates: int = 0
     num_gating_rejections: int = 0
@@ -80,6 +82,7 @@ def quality_of(parsed: ParsedRollout, ground_truth: Sequence[GroundTruthObject],
         num_predictions=len(parsed.predictions),
         num_ground_truth=len(ground_truth),
         num_matched=len(match.pairs),
+        num_named=sum(parsed.predictions[i].desc == ground_truth[j].desc for i, j, _ in match.pairs),
         num_dropped=parsed.dropped.total(),
         num_duplicates=count_duplicates(parsed.predictions),
         num_gating_rejections=match.gating_rejections,

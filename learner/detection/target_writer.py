@@ -5,31 +5,18 @@ merges anything, so a stretch between two of them has the same ids wherever it s
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import accumulate, compress, pairwise
 from typing import cast
 
+from learner.detection.decision import decision_place, ending, stretch_of
 from learner.detection.openings import OPEN_ANSWER, Stretch, openings
 from learner.detection.prediction import Place
-from learner.detection.serialize import BETWEEN_COORDINATES, CLOSE_ANSWER, CLOSE_OBJECT, Describable
+from learner.detection.serialize import BETWEEN_COORDINATES, CLOSE_OBJECT, Describable
 from learner.detection.vocabulary import CoordinateVocabulary
 
 _STRUCTURE, _DESC = b"\1", b"\2"
 Corners = tuple[int, int, int, int]
 Box = tuple[Corners, Corners]
-
-
-@lru_cache(maxsize=1 << 16)
-def stretch_of(vocabulary: CoordinateVocabulary, text: str) -> Stretch:
-    """Encode text without a desc in it, in one piece."""
-    return Stretch(tuple(vocabulary.encode(text)))
-
-
-def ending(vocabulary: CoordinateVocabulary, lead: str) -> Stretch:
-    """The stretch that ends an answer. `lead` is the text from the last coordinate (or the start)."""
-    # The stop token by its id: text could come out as an added token that ends in it, at which no server stops.
-    closed = stretch_of(vocabulary, vocabulary.escape_special(lead) + CLOSE_ANSWER)
-    return Stretch((*closed.token_ids, vocabulary.im_end_id))
 
 
 def answer_weight(
@@ -113,6 +100,15 @@ class TargetWriter:
         self.supervise(range(start, desc_start), structure_weight)
         self.supervise(range(desc_start, desc_end), desc_weight)
         self.supervise(range(desc_end, end), structure_weight)
+
+    def write_ending(self, lead: str, stop_weight: float) -> None:
+        """End the answer, `stop_weight` on the token that decides to. `lead` closes what stands before."""
+        start = len(self.token_ids)
+        self.write(ending(self._vocabulary, lead), 1.0, 1.0)
+        decision = start + decision_place(self._vocabulary, lead) - len(self.token_ids)
+        self.ce_weights[decision] = stop_weight
+        if not stop_weight:
+            del self.ce_positions[decision], self.ce_weights[decision]
 
     def write_coordinates(self, bins: Sequence[int], structure_weight: float, weight: float) -> tuple[int, ...]:
         """Append coordinate tokens and what stands between them; returns the positions of the tokens."""

@@ -20,7 +20,7 @@ from learner.plan.step_plan import NUM_CORNER_VALUES, StepTotals
 from shared.config.stage2 import Stage2Section
 
 Per = Literal["sample", "box", "slot"]
-"""What the sum of a term is divided by: N samples, B boxes or 4B coordinates of the step."""
+"""What the sum of a term is divided by: N samples of weight W̄, B boxes or 4B coordinates of the step."""
 
 
 class Scored:
@@ -61,7 +61,11 @@ class Scored:
 
 
 def cross_entropy(scored: Scored) -> Tensor:
-    """Σ_t w_t · ce_t, in nats; the weights bear each sample's own normaliser W_s."""
+    """Σ_t w_t · ce_t, in nats.
+
+    Not the mean of each sample: that would let an answer which ends early vote for its end with more weight than a long
+    one votes for going on.
+    """
     ce = scored.scores.log_normalisers - scored.scores.labels
     return (ce * scored.batch.ce_weights).sum()
 
@@ -142,13 +146,12 @@ class PackLoss:
     """What one pack adds to the loss of its step.
 
     `total` has the gradient and is scaled: summed over the packs of a step it is the step's loss. `sums` are detached
-    sums over the pack by metric, before the division by N, B or 4B; `counts` says over how many samples, boxes and
-    slots.
+    sums over the pack by metric, before the division by N·W̄, B or 4B; `counts` are the pack's own shares of these.
     """
 
     total: Tensor
     sums: Mapping[str, Tensor]
-    counts: Mapping[Per, int]
+    counts: Mapping[Per, float]
 
     def numbers(self) -> Tensor:
         """`total` and the sums in the order of PER, float32 [1 + metrics], so that a device is read once."""
@@ -158,7 +161,7 @@ class PackLoss:
 def loss_of(scores: TokenScores, batch: PackedBatch, totals: StepTotals, section: Stage2Section) -> PackLoss:
     """Compute a pack's loss from what its supervised positions score.
 
-    L = Σ weight · sum / (N, B or 4B as the row says) over TERMS, with N and B of the whole optimizer step in `totals`.
+    L = Σ weight · sum / (N·W̄, B or 4B as the row says) over TERMS; N and B are those of the whole step, in `totals`.
     """
     scored = Scored(scores, batch, section)
     nothing = torch.zeros((), device=scores.log_normalisers.device)
@@ -174,10 +177,10 @@ def loss_of(scores: TokenScores, batch: PackedBatch, totals: StepTotals, section
         sums[term.metric] = sums[term.metric] + (part if term.logs_weighted else value).detach()
     for observation in OBSERVATIONS:
         sums[observation.metric] = observation.compute(scored)
-    denominators = _counts(totals.num_samples, totals.num_boxes)
+    denominators = _counts(totals.num_samples * totals.answer_weight, totals.num_boxes)
     total = sum((parts[per] / denominator for per, denominator in denominators.items() if per in parts), nothing)
-    return PackLoss(total, sums, _counts(batch.num_samples, batch.num_boxes))
+    return PackLoss(total, sums, _counts(batch.num_samples * totals.answer_weight, batch.num_boxes))
 
 
-def _counts(num_samples: int, num_boxes: int) -> Mapping[Per, int]:
-    return {"sample": num_samples, "box": num_boxes, "slot": NUM_CORNER_VALUES * num_boxes}
+def _counts(samples: float, num_boxes: int) -> Mapping[Per, float]:
+    return {"sample": samples, "box": num_boxes, "slot": NUM_CORNER_VALUES * num_boxes}

@@ -91,7 +91,7 @@ class PackedBatch:
     labels: Tensor
     """int64 [S]: ids of the supervised tokens"""
     ce_weights: Tensor
-    """float32 [S]: w_t / W_s; 0 where only a coordinate is supervised. The division by N is the objective's."""
+    """float32 [S]: w_t; 0 where only a coordinate is supervised"""
     box_slots: Tensor
     """int64 [b, 4]: the box's coordinates x1, y1, x2, y2 as indices into S"""
     box_bins: Tensor

@@ -84,7 +84,7 @@ def _supervision(target: Target, token_ids: Ints) -> _Supervision:
     slots = np.array([positions for positions, _ in target.boxes], dtype=np.int64).reshape(-1)
     positions, places = np.unique(np.concatenate([ce_positions, slots]), return_inverse=True)
     weights = np.zeros(len(positions), dtype=np.float32)
-    weights[places[: len(ce_positions)]] = np.asarray(target.ce_weights, dtype=np.float64) / target.ce_denominator
+    weights[places[: len(ce_positions)]] = target.ce_weights
     return _Supervision(
         positions=positions,
         labels=token_ids[positions],

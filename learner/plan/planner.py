@@ -19,7 +19,8 @@ class Planner:
 
     `record_at` maps a cursor, counted in records over all epochs, to a record; a step at the end of an epoch takes the
     rest of it and the head of the next, so no record is left out between epochs. A step of a channel consumes
-    `records_per_step` of its letter, in `groups_per_step` equal groups.
+    `records_per_step` of its letter, in `groups_per_step` equal groups. `answer_weight` is W̄ of docs/numerics.md, of
+    which a plan that is only counted has no need.
     """
 
     pattern: Sequence[str]
@@ -27,11 +28,16 @@ class Planner:
     groups_per_step: int
     num_records: int
     record_at: Callable[[int], Record]
+    answer_weight: float = 1.0
 
     @classmethod
-    def of(cls, config: "Config", num_records: int, record_at: Callable[[int], Record]) -> "Planner":
+    def of(
+        cls, config: "Config", num_records: int, record_at: Callable[[int], Record], answer_weight: float = 1.0
+    ) -> "Planner":
         """The plan of a configuration over `num_records` records."""
-        return cls(config.pattern, config.records_per_step, config.groups_per_step, num_records, record_at)
+        return cls(
+            config.pattern, config.records_per_step, config.groups_per_step, num_records, record_at, answer_weight
+        )
 
     def plan(self, step: int, cursor: int) -> StepPlan:
         """Plan optimizer step `step`, which starts at record `cursor`."""
@@ -44,7 +50,7 @@ class Planner:
             channel=channel,
             epoch=(cursor + taken) / self.num_records,
             groups=tuple(records[start : start + size] for start in range(0, taken, size)),
-            totals=StepTotals.of(records),
+            totals=StepTotals.of(records, self.answer_weight),
             cursor=cursor + taken,
         )
 

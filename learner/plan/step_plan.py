@@ -11,19 +11,20 @@ NUM_CORNER_VALUES = 4
 
 @dataclass(frozen=True)
 class StepTotals:
-    """The denominators of the step's loss (N and B of docs/numerics.md).
+    """What the step's loss is divided by (N, B and W̄ of docs/numerics.md).
 
-    They are counted from the records, so a sample that is lost on the way counts as zero and loss and gradient do not
-    depend on packing, order or timing.
+    All is known before the step: N and B are counted from its records, so a sample that is lost on the way counts as
+    zero, and `answer_weight` is a constant of the run. So loss and gradient do not depend on packing, order or timing.
     """
 
     num_samples: int
     num_boxes: int
+    answer_weight: float = 1.0
 
     @classmethod
-    def of(cls, records: tuple[Record, ...]) -> "StepTotals":
+    def of(cls, records: tuple[Record, ...], answer_weight: float = 1.0) -> "StepTotals":
         """Count samples and ground-truth boxes; a step without any box divides by 1."""
-        return cls(num_samples=len(records), num_boxes=max(1, sum(len(record.objects) for record in records)))
+        return cls(len(records), max(1, sum(len(record.objects) for record in records)), answer_weight)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class _Learned:
     """One pack whose gradient is in, with its sums still on the device."""
 
     record_ids: tuple[str, ...]
-    counts: Mapping[Per, int]
+    counts: Mapping[Per, float]
     numbers: Tensor
     """[1 + metrics], as PackLoss.numbers"""
 

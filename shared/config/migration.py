@@ -92,9 +92,11 @@ ROWS: Mapping[str, Row] = {
     # both channels
     "custom.extra.stage2_ab.schedule.b_ratio": Row("renamed", "`schedule.pattern`: 0.33 is [A, A, B]"),
     "custom.extra.stage2_ab.bbox_smoothl1_weight": Row("renamed", "`bbox_l1_weight`"),
-    "custom.extra.stage2_ab.desc_ce_weight_matched": Row("dropped", "matched objects keep the model's words"),
+    "custom.extra.stage2_ab.desc_ce_weight_matched": Row("renamed", "`desc_ce_weight`, with `prefix_extras: drop`"),
     "custom.extra.stage2_ab.semantic_desc_gate": Row("dropped", "objects are matched by place alone"),
-    "custom.extra.stage2_ab.channel_b.desc_ce_weight_matched": Row("dropped", "matched objects keep the model's words"),
+    "custom.extra.stage2_ab.channel_b.desc_ce_weight_matched": Row(
+        "renamed", "`custom.extra.stage2_ab.desc_ce_weight`, with `prefix_extras: drop`"
+    ),
     "custom.extra.stage2_ab.channel_b.semantic_desc_gate": Row("dropped", "objects are matched by place alone"),
     "custom.extra.stage2_ab.channel_b.enable_pipeline": Row("differs", "on by default in server mode"),
     "custom.extra.stage2_ab.channel_b.rollout_decode_batch_size": Row(

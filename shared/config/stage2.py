@@ -66,11 +66,18 @@ class Stage2Section(Section):
     coord_soft_ce_weight: Weight = Field(default=0.0, description="cross-entropy with a Gaussian target over the bins")
     coord_w1_weight: Weight = Field(default=0.0, description="distance of the cumulative distributions over the bins")
     target_sigma: float = Field(default=2.0, ge=0.01, le=1e6, description="width of the Gaussian target in bins")
+    stop_ce_weight: Weight = Field(
+        default=1.0,
+        description="cross-entropy on the token that decides to stop; below 1 where annotations are incomplete",
+    )
     prefix_structure_ce_weight: Weight = Field(
-        default=0.0, description="cross-entropy on structure of matched prefix objects"
+        default=1.0, description="cross-entropy on structure of objects that the model found itself; 0 as CoordExp"
     )
     prefix_extras: Literal["keep", "drop"] = Field(
-        default="keep", description="extra predictions stay in the prefix, or not"
+        default="drop", description="extra predictions stay in the target as context, as in CoordExp, or not"
+    )
+    supervise_iou: float = Field(
+        default=0.5, ge=0, le=1, description="IoU from which a matched box is pulled to its ground truth in a target"
     )
     channel_b: ChannelBSection = Field(default=ChannelBSection(), description="layout of a B step")
     guard: GuardSection = Field(default=GuardSection(), description="bands of a healthy run")

@@ -44,7 +44,7 @@ def test_each_value_stands_beside_its_origin(monkeypatch, tmp_path) -> None:
     assert (
         origin["training.seed"] == origin["custom.extra.rollout_matching.vllm.gpu_memory_utilization"] == "command line"
     )
-    assert origin["custom.extra.stage2_ab.schedule.pattern"].endswith("ab_mixed.yaml:11")
+    assert origin["custom.extra.stage2_ab.schedule.pattern"].endswith("ab_mixed.yaml:12")
     assert origin["tuner.lora_rank"] == "default"
     assert len(origin) > 100
 

@@ -110,7 +110,8 @@ def packed(*samples: TrainingSample, capacity: int = 4096) -> Pack[TrainingSampl
 
 
 def totals_of(*samples: TrainingSample) -> StepTotals:
-    return StepTotals(len(samples), max(1, sum(len(sample.target.boxes) for sample in samples)))
+    weight = sum(sample.target.ce_denominator for sample in samples) / len(samples)
+    return StepTotals(len(samples), max(1, sum(len(sample.target.boxes) for sample in samples)), weight)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import SinglePass
 from learner.channels.table import open_channels
+from learner.channels.target_maker import TargetMaker
 from learner.data.records import Reading, RecordSource
 from learner.decoding.opening import pool_of, sampling_of, sync_mode_of
 from learner.detection.vocabulary import CoordinateVocabulary
@@ -48,7 +49,8 @@ def vocabulary(checkpoint: Path) -> CoordinateVocabulary:
 def channels_of(config: Config) -> Any:
     """The kinds of step of a configuration, over its checkpoint."""
     vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(config.model.model))
-    return open_channels(config, load_model(config.model.model, dtype="float32", device="cpu"), vocabulary)
+    loaded = load_model(config.model.model, dtype="float32", device="cpu")
+    return open_channels(config, loaded, TargetMaker.of(config, vocabulary))
 
 
 def planner_of(config: Config, source: RecordSource) -> Planner:
@@ -100,7 +102,8 @@ def test_coordinates_are_words_in_stage_1_alone(config_of: ConfigOf) -> None:
 
 
 def test_targets_are_weighted_as_written(config_of: ConfigOf) -> None:
-    keys = {"desc_ce_weight": 3.0, "prefix_structure_ce_weight": 0.5, "prefix_extras": "drop"}
+    keys = {"desc_ce_weight": 3.0, "prefix_structure_ce_weight": 0.5, "prefix_extras": "keep"}
+    keys |= {"stop_ce_weight": 0.1, "supervise_iou": 0.75}
     config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in keys.items()))
     for kind in channels_of(config).values():
         assert {key: getattr(kind.targets.weights, key) for key in keys} == keys

@@ -21,6 +21,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.reported("PYTHONIOENCODING=ascii")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
 def test_a_console_without_these_letters_gets_their_escapes(file: Path, encoding: str) -> None:
@@ -31,6 +32,7 @@ def test_a_console_without_these_letters_gets_their_escapes(file: Path, encoding
     assert b"\\u72d7" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.reported("data check | head -1")
 @pytest.mark.parametrize("command", [CHECK, (sys.executable, "-m", "compose", "data", "check")])
 def test_a_reader_that_leaves_ends_it_quietly(file: Path, command: tuple[str, ...]) -> None:

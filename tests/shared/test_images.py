@@ -131,6 +131,7 @@ def test_every_orientation_is_undone_once(kind: str, orientation: int, tmp_path:
     assert image_size(tmp_path / "image") == expected.size
 
 
+@pytest.mark.slow
 @pytest.mark.reported("Qwen3-VL#661 vllm#18569 cutout.png")
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_what_is_transparent_is_white_on_both_sides(mode: str, tmp_path: Path, rules: PromptRules) -> None:

@@ -54,6 +54,7 @@ def test_a_dead_holder_is_taken_over(holder: subprocess.Popen[str], tmp_path: Pa
         pass
 
 
+@pytest.mark.slow
 def test_a_child_that_inherits_the_lock_keeps_it_when_its_parent_is_gone(tmp_path: Path) -> None:
     child_program = HOLDER.replace("60", "2")
     with lock_run(tmp_path) as lock:
@@ -152,6 +153,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     assert time.time() - (tmp_path / ("n" * 255)).stat().st_mtime < 60
 
 
+@pytest.mark.slow
 @pytest.mark.reported("trl#3872 export --out is a file")
 @pytest.mark.parametrize("place", ["file", "file/below"])
 @pytest.mark.parametrize("command", ["export", "demo"])

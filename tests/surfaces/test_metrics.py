@@ -9,7 +9,7 @@ loss loss/ce loss/bbox_l1 loss/bbox_giou loss/coord loss/coord_mass grad_norm le
 rollout/parse_truncated_rate rollout/parse_dropped_invalid rollout/parse_obj_valid_frac rollout/sample_valid_pred_rate
 rollout/sample_any_match_rate rollout/precision rollout/recall rollout/f1 rollout/matched_maskiou_mean
 rollout/valid_pred_objects rollout/gt_objects rollout/matched_for_supervision rollout/fn_appended rollout/fp
-rollout/gating_rejections rollout/duplicate_rate rollout/pred_per_gt
+rollout/gating_rejections rollout/duplicate_rate rollout/pred_per_gt rollout/desc_accuracy_on_matched
 rollout/gen_new_tokens_mean rollout/gen_new_tokens_p90 rollout/gen_new_tokens_p99 rollout/gen_tokens_per_s
 packing/post_rollout_fill packing/post_rollout_segments packing/num_packs
 time/step_s time/rollout_generate_s time/rollout_wait_s time/rollout_parse_match_s time/encode_s

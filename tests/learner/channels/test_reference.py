@@ -49,6 +49,7 @@ def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: Sta
     """The step's loss, sample by sample, slot by slot."""
     ids = bench.coordinate_ids
     num_boxes = sum(len(sample.target.boxes) for sample in samples)
+    answer_weights = sum(sample.target.ce_denominator for sample in samples)
     total = torch.zeros(())
     for sample in samples:
         scores, embeds = plain_logits(bench, sample)
@@ -62,7 +63,7 @@ def plain_loss(bench: Any, samples: Sequence[Any], num_passes: int, weights: Sta
         target = sample.target
         for place, weight in zip(target.ce_positions, target.ce_weights, strict=True):
             ce = functional.cross_entropy(scores[place - 1], torch.tensor(target.token_ids[place]))
-            total = total + weight * ce / target.ce_denominator / len(samples)
+            total = total + weight * ce / answer_weights
         for places, bins in target.boxes:
             total = total + plain_box_loss(scores[[p - 1 for p in places]], bins, ids, weights) / num_boxes
     return total

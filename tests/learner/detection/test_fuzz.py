@@ -51,6 +51,7 @@ def test_a_million_random_answers_never_raise(fused_vocabulary: CoordinateVocabu
     assert 25_000 < num_kept < 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("closing", "num_answers", "num_ids"),
     [(True, 350, 100), (False, 15, 2500)],

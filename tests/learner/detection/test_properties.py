@@ -75,7 +75,8 @@ def test_every_ground_truth_object_is_taught_exactly_once(
     truth: list[GroundTruthObject],
     rng: random.Random,
 ) -> None:
-    said = rng.choices(truth, k=rng.randint(0, 4)) if truth else []
+    truth = sorted(truth, key=lambda item: item.bins[1::-1]) if data.draw(st.booleans()) else truth
+    said = [moved(item, rng) for item in rng.choices(truth, k=rng.randint(0, 4))] if truth else []
     said = rng.sample([*said, *data.draw(objects)[:2]], k=len(said)) if said else data.draw(objects)[:2]
     entries = [object_text(number, reversed_at_times(item, rng)) for number, item in enumerate(said, 1)]
     key = data.draw(st.sampled_from(['"object_2"', '"object_2x"', '"object_7"', '"object_1"', '"x"']))
@@ -89,72 +90,95 @@ def test_every_ground_truth_object_is_taught_exactly_once(
     weights = TargetWeights(
         prefix_extras=data.draw(st.sampled_from(["keep", "drop"])),
         prefix_structure_ce_weight=data.draw(st.sampled_from([0.0, 0.5])),
+        stop_ce_weight=data.draw(st.sampled_from([0.0, 0.25, 1.0])),
     )
     whole = rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, weights=weights)
     alone = ground_truth_target("train:1", PROMPT, truth, vocabulary, weights)
-    check_target(whole, answer_of(whole), ids, truth, parsed, match, vocabulary, weights)
+    partner = {i: j for i, j, iou in match.pairs if iou >= weights.supervise_iou}
+    assert whole.token_ids[:3] == PROMPT
+    assert whole.token_ids[-1] == vocabulary.im_end_id
+    assert sorted(bins for _, bins in whole.boxes) == sorted(item.bins for item in truth)
+    assert list(whole.ce_positions) == sorted(set(whole.ce_positions))
+    assert whole.ce_denominator == alone.ce_denominator
+    if weights.prefix_extras == "drop" or parsed.truncated:
+        found = {j: parsed.predictions[i].bins for i, j in partner.items()}
+        check_rewritten(whole, alone, answer_of(whole), truth, found, vocabulary)
+        return
+    check_prefix(whole, answer_of(whole), ids, truth, parsed, partner, vocabulary, weights)
     capacity = data.draw(st.integers(alone.num_tokens, max(alone.num_tokens, whole.num_tokens)))
     short = rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, capacity, weights)
     assert short.num_tokens <= capacity
     assert (short.num_shortened == 0) == (short == whole)
-    check_target(short, answer_of(short), ids, truth, parsed, match, vocabulary, weights)
+    check_prefix(short, answer_of(short), ids, truth, parsed, partner, vocabulary, weights)
     if short.num_shortened:
-        last = kept_of(parsed, match, weights, short.num_shortened - 1)[-1]
+        last = len(parsed.predictions) - short.num_shortened
         one_more = replace(parsed, predictions=parsed.predictions[: last + 1])
         pairs = Match(tuple(pair for pair in match.pairs if pair[0] <= last))
         longer = rollout_target("train:1", PROMPT, truth, one_more, pairs, vocabulary, weights=weights)
         assert longer.num_tokens > capacity
 
 
-def check_target(
+def check_rewritten(
+    target: Target,
+    alone: Target,
+    entries: Entries,
+    truth: list[GroundTruthObject],
+    found: dict[int, tuple[int, ...]],
+    vocabulary: CoordinateVocabulary,
+) -> None:
+    """Hold a target against the truth's own: it differs in coordinates alone, and only those of `found` may."""
+    assert target.num_tokens == alone.num_tokens
+    slots = slots_in(target.token_ids, vocabulary)
+    assert [(key, value["desc"]) for key, value in entries] == [
+        (f"object_{number}", item.desc) for number, item in enumerate(truth, 1)
+    ]
+    written = [bins_at(own, target, vocabulary) for own in slots]
+    for j, (bins, item) in enumerate(zip(written, truth, strict=True)):
+        assert bins in (item.bins, found.get(j))
+    assert list(target.boxes) == [(own, item.bins) for own, item in zip(slots, truth, strict=True)]
+    others = [place for place, token_id in enumerate(target.token_ids) if not vocabulary.is_coordinate(token_id)]
+    assert [target.token_ids[place] for place in others] == [alone.token_ids[place] for place in others]
+    assert set(target.ce_positions) <= set(alone.ce_positions)
+    in_order = [item.bins[1::-1] for item in truth] == sorted(item.bins[1::-1] for item in truth)
+    if in_order:
+        corners = [(top, left) for left, top, *_ in written]
+        assert corners == sorted(corners)
+    else:
+        assert written == [found.get(j, item.bins) for j, item in enumerate(truth)]
+
+
+def check_prefix(
     target: Target,
     entries: Entries,
     ids: list[int],
     truth: list[GroundTruthObject],
     parsed: ParsedRollout,
-    match: Match,
+    partner: dict[int, int],
     vocabulary: CoordinateVocabulary,
     weights: TargetWeights,
 ) -> None:
-    """Hold a target, and the key/value pairs of its answer, against the rollout `ids` that it was made from."""
-    partner = {i: j for i, j, _ in match.pairs}
-    kept = kept_of(parsed, match, weights, target.num_shortened)
-    found = {partner[i] for i in kept if i in partner}
+    """Hold a target, and the key/value pairs of its answer, against the rollout `ids` whose prefix it keeps."""
+    num_kept = len(parsed.predictions) - target.num_shortened
+    found = {j for i, j in partner.items() if i < num_kept}
     missing = [item for j, item in enumerate(truth) if j not in found]
-    assert target.token_ids[:3] == PROMPT
-    assert target.token_ids[-1] == vocabulary.im_end_id
     tail = entries[len(entries) - len(missing) :]
     assert [value for _, value in tail] == [shown(item) for item in missing]
     keys = Counter(key for key, _ in entries)
     assert all(keys[key] == 1 for key, _ in tail)
     slots = slots_in(target.token_ids, vocabulary)
     tail_slots = slots[len(slots) - len(missing) :]
-    if weights.prefix_extras == "keep":
-        prefix = tuple(ids[: max(parsed.predictions[kept[-1]].positions) + 1]) if kept else ()
-        assert target.token_ids[3 : 3 + len(prefix)] == prefix
-        assert not prefix or vocabulary.is_coordinate(prefix[-1])
-        assert tail_slots == [each for each in slots if each[0] >= 3 + len(prefix)]
-        if not weights.prefix_structure_ce_weight:
-            assert target.ce_positions[0] == 3 + len(prefix)
-        own_slots = [tuple(3 + place for place in parsed.predictions[i].positions) for i in kept]
-    else:
-        own_slots = slots[: len(kept)]
-        assert [bins_at(own, target, vocabulary) for own in own_slots] == [parsed.predictions[i].bins for i in kept]
+    prefix = tuple(ids[: parsed.predictions[num_kept - 1].positions[-1] + 1]) if num_kept else ()
+    assert target.token_ids[3 : 3 + len(prefix)] == prefix
+    assert not prefix or vocabulary.is_coordinate(prefix[-1])
+    assert tail_slots == [each for each in slots if each[0] >= 3 + len(prefix)]
+    if not weights.prefix_structure_ce_weight and (missing or weights.stop_ce_weight):
+        assert target.ce_positions[0] == 3 + len(prefix)
+    own_slots = [tuple(3 + place for place in each.positions) for each in parsed.predictions[:num_kept]]
     assert list(target.boxes) == [
-        *[(own, truth[partner[i]].bins) for i, own in zip(kept, own_slots, strict=True) if i in partner],
+        *[(own, truth[partner[i]].bins) for i, own in enumerate(own_slots) if i in partner],
         *[(own, item.bins) for item, own in zip(missing, tail_slots, strict=True)],
     ]
     assert [bins_at(own, target, vocabulary) for own in tail_slots] == [item.bins for item in missing]
-    assert sorted(bins for _, bins in target.boxes) == sorted(item.bins for item in truth)
-    assert list(target.ce_positions) == sorted(set(target.ce_positions))
-    assert target.ce_denominator == ground_truth_target("x:1", (), truth, vocabulary, weights).ce_denominator
-
-
-def kept_of(parsed: ParsedRollout, match: Match, weights: TargetWeights, num_shortened: int) -> list[int]:
-    """The predictions that a target keeps in its prefix."""
-    matched = [i for i, _, _ in match.pairs]
-    kept = list(range(len(parsed.predictions))) if weights.prefix_extras == "keep" else matched
-    return kept[: len(kept) - num_shortened]
 
 
 # --- answers, cut and spelled in any way ------------------------------------------------------------------------------
@@ -221,6 +245,14 @@ def whole_entries(written: str, entries: Sequence[str]) -> Sequence[str]:
         key=len,
         default=(),
     )
+
+
+def moved(item: GroundTruthObject, rng: random.Random) -> GroundTruthObject:
+    """The object as a model sees it: at times with another name, or some bins beside it."""
+    x1, y1, x2, y2 = (min(999, max(0, bin + rng.choice((0, 0, -30, 10, 200)))) for bin in item.bins)
+    if x1 >= x2 or y1 >= y2:
+        return item
+    return GroundTruthObject(rng.choice((item.desc, "moved")), "bbox_2d", (x1, y1, x2, y2))
 
 
 def reversed_at_times(item: GroundTruthObject, rng: random.Random) -> GroundTruthObject:

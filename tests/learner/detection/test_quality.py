@@ -25,8 +25,15 @@ def test_an_answer_is_counted() -> None:
     assert (quality.num_predictions, quality.num_ground_truth, quality.num_matched) == (2, 2, 1)
     assert (quality.precision, quality.recall, quality.f1) == (0.5, 0.5, 0.5)
     assert quality.matched_iou == pytest.approx(0.8)
+    assert quality.num_named == 1
     assert quality.predictions_per_ground_truth == 1.0
     assert (quality.num_with_predictions, quality.num_with_matches, quality.num_invalid) == (1, 1, 0)
+
+
+def test_an_object_in_its_place_under_another_name_is_matched_and_not_named() -> None:
+    parsed = ParsedRollout(predictions=(prediction("owl", 0, 0, 100, 100),))
+    quality = quality_of(parsed, TRUTH, match_objects(parsed.predictions, TRUTH))
+    assert (quality.num_matched, quality.num_named) == (1, 0)
 
 
 def test_counts_of_answers_add_up() -> None:

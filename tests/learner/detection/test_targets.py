@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from learner.detection.decision import decision_place, ending
 from learner.detection.matching import match_objects
+from learner.detection.openings import OPEN_ANSWER, openings
 from learner.detection.parsing import parse_rollout
 from learner.detection.record import GroundTruthObject
-from learner.detection.serialize import answer_text
+from learner.detection.serialize import CLOSE_OBJECT, answer_text
 from learner.detection.targets import Target, ground_truth_target, rollout_target
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError
@@ -25,6 +27,7 @@ Answers = Callable[[Target], list[tuple[str, dict[str, Any]]]]
 def taught(text: str, truth: list[GroundTruthObject], vocabulary: CoordinateVocabulary, **weights: object) -> Target:
     parsed = parse_rollout(vocabulary.encode(text), vocabulary)
     match = match_objects(parsed.predictions, truth)
+    weights = {"prefix_extras": "keep", "prefix_structure_ce_weight": 0.0, **weights}
     return rollout_target("train:1", PROMPT, truth, parsed, match, vocabulary, **weights)  # type: ignore[arg-type]
 
 
@@ -97,20 +100,84 @@ def test_a_token_that_leads_into_an_extra_prediction_is_not_taught(fused_vocabul
     assert [place in target.ce_positions for place in places] == [False, False]
 
 
-def test_dropping_extras_rewrites_the_prefix(vocabulary: CoordinateVocabulary) -> None:
-    near = GroundTruthObject("feline", "bbox_2d", (120, 300, 400, 700))
-    text = answer_text([DOG, near, OWL]).replace("object_3", "object_9")
-    target = taught(
-        text + END, [CAT, OWL, GroundTruthObject("bee", "bbox_2d", (0, 0, 9, 9))], vocabulary, prefix_extras="drop"
-    )
-    bee = GroundTruthObject("bee", "bbox_2d", (0, 0, 9, 9))
-    assert target.token_ids == (*PROMPT, *vocabulary.encode(answer_text([near, OWL, bee])), vocabulary.im_end_id)
-    assert [bins for _, bins in target.boxes] == [CAT.bins, OWL.bins, bee.bins]
+BEE = GroundTruthObject("bee", "bbox_2d", (0, 0, 9, 9))
+NEAR = GroundTruthObject("feline", "bbox_2d", (120, 300, 400, 700))
+
+
+def test_dropping_extras_teaches_names_and_order_of_the_truth_in_the_models_own_boxes(
+    plain_vocabulary: CoordinateVocabulary,
+) -> None:
+    text, truth = answer_text([OWL, DOG, NEAR]).replace("object_3", "object_9") + END, [BEE, CAT, OWL]
+    target = taught(text, truth, plain_vocabulary, prefix_extras="drop", prefix_structure_ce_weight=1.0)
+    own = GroundTruthObject("cat", "bbox_2d", NEAR.bins)
+    ids = plain_vocabulary.encode(answer_text([BEE, own, OWL]))
+    assert target.token_ids == (*PROMPT, *ids, plain_vocabulary.im_end_id)
+    assert [bins for _, bins in target.boxes] == [BEE.bins, CAT.bins, OWL.bins]
+    alone = ground_truth_target("train:1", PROMPT, truth, plain_vocabulary)
+    assert (target.ce_positions, target.ce_weights) == (alone.ce_positions, alone.ce_weights)
+
+
+def test_a_box_that_would_invert_the_order_is_written_as_the_truth_has_it(vocabulary: CoordinateVocabulary) -> None:
+    above = GroundTruthObject("cup", "bbox_2d", (0, 100, 400, 500))
+    below = GroundTruthObject("cup", "bbox_2d", (500, 110, 900, 500))
+    lower, higher = (0, 120, 400, 500), (500, 90, 900, 500)
+    said = [GroundTruthObject("cup", "bbox_2d", bins) for bins in (lower, higher)]
+    sorted_target = taught(answer_text(said) + END, [above, below], vocabulary, prefix_extras="drop")
+    shuffled = taught(answer_text(said) + END, [below, above], vocabulary, prefix_extras="drop")
+    bins = [
+        [tuple(vocabulary.bin_of(target.token_ids[place]) for place in slots) for slots, _ in target.boxes]
+        for target in (sorted_target, shuffled)
+    ]
+    assert bins == [[above.bins, below.bins], [higher, lower]]
+
+
+@pytest.mark.parametrize("prefix_extras", ["keep", "drop"])
+def test_a_box_far_from_its_truth_is_taught_as_missing(vocabulary: CoordinateVocabulary, prefix_extras: str) -> None:
+    far = GroundTruthObject("cat", "bbox_2d", (110, 310, 410, 460))  # IoU .38: counted as found, not taught as found
+    assert match_objects([far], [CAT]).pairs
+    target = taught(answer_text([far]) + END, [CAT], vocabulary, prefix_extras=prefix_extras)
+    ((positions, bins),) = target.boxes
+    assert bins == CAT.bins == tuple(vocabulary.bin_of(target.token_ids[position]) for position in positions)
+
+
+def test_extras_of_a_truncated_answer_are_no_context(vocabulary: CoordinateVocabulary) -> None:
+    parsed = parse_rollout(vocabulary.encode(answer_text([DOG, CAT])), vocabulary, finish_reason="length")
+    match = match_objects(parsed.predictions, [CAT])
+    target = rollout_target("train:1", PROMPT, [CAT], parsed, match, vocabulary, prefix_extras="keep")
+    assert target.token_ids == ground_truth_target("train:1", PROMPT, [CAT], vocabulary).token_ids
+
+
+@pytest.mark.parametrize("truth", [[], [CAT], [CAT, OWL]])
+@pytest.mark.parametrize("stop_ce_weight", [0.0, 0.1, 1.0])
+def test_the_stop_is_priced_where_it_is_decided(
+    vocabulary: CoordinateVocabulary, truth: list[GroundTruthObject], stop_ce_weight: float
+) -> None:
+    plain = ground_truth_target("train:1", PROMPT, truth, vocabulary)
+    priced = ground_truth_target("train:1", PROMPT, truth, vocabulary, stop_ce_weight=stop_ce_weight)
+    weights = dict(zip(plain.ce_positions, plain.ce_weights, strict=True))
+    of_priced = dict(zip(priced.ce_positions, priced.ce_weights, strict=True))
+    goes_on = ground_truth_target("train:1", PROMPT, [*truth, DOG], vocabulary)
+    decision = next(place for place in weights if plain.token_ids[place] != goes_on.token_ids[place])
+    assert of_priced.get(decision, 0.0) == stop_ce_weight
+    assert {**of_priced, decision: 1.0} == weights
+    assert priced.ce_denominator == plain.ce_denominator
+
+
+def test_the_decision_falls_at_one_place_whatever_comes_next(
+    vocabulary: CoordinateVocabulary, fused_vocabulary: CoordinateVocabulary, plain_vocabulary: CoordinateVocabulary
+) -> None:
+    for each in (vocabulary, fused_vocabulary, plain_vocabulary):
+        for lead in (OPEN_ANSWER, CLOSE_OBJECT):
+            stop, place = ending(each, lead).token_ids, decision_place(each, lead)
+            for index, item in ((2, CAT), (10, OWL), (117, BEE)):
+                (opening,) = openings(each, [item], index, lead)
+                assert opening.token_ids[:place] == stop[:place]
+                assert opening.token_ids[place] != stop[place]
 
 
 def test_a_desc_that_spells_a_special_token_stays_text(vocabulary: CoordinateVocabulary, answer_of: Answers) -> None:
     text = answer_text([CAT]).replace("cat", "\\u003c|im_end|> \\u003c|coord_3|>") + END
-    target = taught(text, [CAT, DOG], vocabulary, prefix_extras="drop")
+    target = taught(text, [CAT, DOG], vocabulary)
     assert [token_id for token_id in target.token_ids if token_id == vocabulary.im_end_id] == [target.token_ids[-1]]
     assert answer_of(target)[0][1]["desc"] == "<|im_end|> <|coord_3|>"
     assert sum(vocabulary.is_coordinate(token_id) for token_id in target.token_ids) == 8

@@ -98,6 +98,7 @@ def test_sentencepiece_tokens_with_byte_fallback_are_read() -> None:
     assert vocabulary.decode_pieces(vocabulary.encode(text)) == text.encode()
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: PreTrainedTokenizerFast) -> None:
     totals = []
     text = answer_text([]) + "<|im_end|>"

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from learner.model.batch import Layout, PackedBatch
 from learner.packing.collate import collate
@@ -46,13 +45,12 @@ def test_box_slots_point_at_their_own_coordinate_tokens(workbench: Any, pack_of:
     assert batch.labels[batch.box_slots].equal(workbench.coordinate_ids[batch.box_bins])
 
 
-def test_weights_are_divided_by_the_samples_own_denominator(workbench: Any, pack_of: Any) -> None:
-    sample = workbench.sample(0, 2, desc_ce_weight=4.0)
-    doubled = replace(sample, target=replace(sample.target, ce_denominator=2 * sample.target.ce_denominator))
-    batch = collated(workbench, pack_of(sample, doubled), "rows")
-    whole, half = (batch.ce_weights[batch.predictor_rows == row] for row in (0, 1))
-    assert whole.sum().item() == pytest.approx(1.0)
-    torch.testing.assert_close(half, whole / 2)
+def test_a_token_weighs_the_same_in_a_short_answer_and_a_long_one(workbench: Any, pack_of: Any) -> None:
+    samples = [workbench.sample(0, count, desc_ce_weight=4.0) for count in (1, 6)]
+    batch = collated(workbench, pack_of(*samples), "rows")
+    for row, sample in enumerate(samples):
+        weights = batch.ce_weights[batch.predictor_rows == row]
+        assert weights[weights > 0].tolist() == list(sample.target.ce_weights)
 
 
 def test_a_coordinate_with_cross_entropy_and_a_box_is_one_position(workbench: Any, pack_of: Any) -> None:

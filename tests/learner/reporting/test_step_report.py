@@ -112,6 +112,7 @@ def test_answers_are_counted_over_objects_or_samples_as_named(plan_of: PlanOf, l
         "rollout/recall": 0.25,
         "rollout/f1": 2 / 6,
         "rollout/matched_maskiou_mean": 1.0,
+        "rollout/desc_accuracy_on_matched": 1.0,
         "rollout/valid_pred_objects": 0.5,
         "rollout/gt_objects": 1.0,
         "rollout/matched_for_supervision": 1,

@@ -41,6 +41,7 @@ def traps(test):
     return test
 
 
+@pytest.mark.slow
 @pytest.mark.reported("hydra#2705 Detect all # carefully")
 @traps
 @given(text=TEXTS)
@@ -53,6 +54,7 @@ def test_a_text_arrives_through_an_override_and_through_the_resolved_file(base: 
     assert load_config(base.with_name("resolved.yaml")) == config
 
 
+@pytest.mark.slow
 @pytest.mark.reported("hydra#2705 work/exp #3-checkpoint")
 @traps
 @given(text=PATHS)
@@ -118,6 +120,7 @@ def test_a_folder_that_is_named_like_a_variable_is_taken(tmp_path: Path, monkeyp
     assert expanded("$odd/x") == "$odd/x"
 
 
+@pytest.mark.slow
 def test_other_programs_expand_a_home_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert export_main(["~/none", "--out", "~/out"]) == 2
