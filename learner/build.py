@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from learner.channels.channel import Sources
+from learner.channels.reward_averages import RewardAverages
 from learner.channels.table import open_channels
 from learner.channels.target_maker import TargetMaker
+from learner.checkpoints.checkpoint import Followed
 from learner.checkpoints.opening import open_checkpoints
 from learner.checkpoints.start import start_of
 from learner.data.answer_weights import mean_answer_weight
@@ -66,10 +68,10 @@ async def _assemble(
             console=console,
         )
     )
-    guard = Guard(config.stage2.guard)
-    checkpoints = open_checkpoints(
-        config, training, guard, progress, start.resumed, folder, data.digests, answer_weight
-    )
+    guard = Guard(config.stage2.guard, config.stage2.reward.annotation_recall)
+    averages = RewardAverages(config.stage2.reward)
+    followed = Followed(guard, averages, answer_weight)
+    checkpoints = open_checkpoints(config, training, followed, progress, start.resumed, folder, data.digests)
     reporting = stack.enter_context(open_reporting(config, folder, progress, guard, data.vocabulary, metrics, console))
     decoding = await stack.enter_async_context(
         open_decoding(config, data, planner, progress.num_steps, training, console)
@@ -78,9 +80,10 @@ async def _assemble(
         planner=planner,
         progress=progress,
         sources=Sources(data.encoder, decoding.decoder),
-        channels=open_channels(config, training.loaded, targets),
+        channels=open_channels(config, training.loaded, targets, averages),
         packer=packer_of(config),
         in_order=config.rollout.deterministic,
+        averages=averages,
         training=training,
         decoding=decoding,
         evaluation=open_evaluation(config, data, planner, decoding, reporting.sinks, console, folder / "pictures"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from learner.channels.channel import Sources, StepKind
+    from learner.channels.reward_averages import RewardAverages
     from learner.checkpoints.checkpoint import Checkpoints
     from learner.decoding.opening import Decoding
     from learner.evaluation.evaluate import Evaluation
@@ -36,6 +37,7 @@ class Run:
     channels: Mapping[Channel, StepKind]
     packer: GroupPacker[TrainingSample]
     in_order: bool
+    averages: RewardAverages
     training: Training
     decoding: Decoding
     evaluation: Evaluation

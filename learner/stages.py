@@ -16,7 +16,7 @@ from learner.channels.channel import Sources, StepKind, Taught
 from learner.packing.pack_feed import GroupPacker, PackFeed
 from learner.packing.packer import Pack
 from learner.plan.step_plan import StepPlan
-from learner.types import TaughtRecord, TaughtRollout, TrainingSample
+from learner.types import TaughtRecord, TaughtRollout, TaughtSiblings, TrainingSample
 from shared.streams import prefetched
 
 Made = TypeVar("Made")
@@ -32,8 +32,9 @@ def samples_of(step: StepPlan, kind: StepKind, sources: Sources, book: Callable[
         async with aclosing(kind.teach(step, group, sources)) as made:
             async for taught in made:
                 book(taught)
-                if isinstance(taught, TaughtRecord | TaughtRollout):
-                    yield taught.sample
+                if isinstance(taught, TaughtRecord | TaughtRollout | TaughtSiblings):
+                    for sample in taught.samples:
+                        yield sample
 
     return samples
 

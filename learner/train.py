@@ -28,6 +28,7 @@ async def train(run: Run) -> None:
                 reporting.sinks.write(record)
             await reporting.monitor.write(record)
             reporting.sinks.warn(reporting.guard.watch(record))
+            reporting.sinks.warn(run.averages.follow(record.tallies))
             if run.evaluation.due(run.progress):
                 run.checkpoints.score(run.progress, await run.evaluate())
             if run.checkpoints.due(run.progress):

@@ -1,6 +1,6 @@
 """What travels through a learner, from a record to an optimizer step. No torch: a step is planned without tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from learner.detection.matching import Match
 from learner.detection.parsing import ParsedRollout
 from learner.detection.record import Record
+from learner.detection.rewards import GradedAnswer
 from learner.detection.targets import Target
 from shared.wire import PolicyVersion
 
@@ -65,19 +66,27 @@ class TrainingSample:
 class RolloutRequest:
     """One answer to decode: an encoded record and the seed of its sampling.
 
-    `repeat` counts the earlier requests for the same record in one call.
+    `repeat` counts how often the record has stood before in one call, `sample` the answers to it that were asked for
+    before this one, where there are several; None where one is all.
 
         RolloutRequest(encoded, seed=4711).uid == "train:17"
         RolloutRequest(encoded, seed=4711, repeat=1).uid == "train:17+1"
+        RolloutRequest(encoded, seed=4711, sample=3).uid == "train:17#3"
     """
 
     encoded: EncodedRecord
     seed: int
     repeat: int = 0
+    sample: int | None = None
 
     @property
     def uid(self) -> str:
         """The record's id, made unique within a call."""
+        return self.place if self.sample is None else f"{self.place}#{self.sample}"
+
+    @property
+    def place(self) -> str:
+        """The same for all answers to one record that stands at one place of a call."""
         record_id = self.encoded.record.record_id
         return f"{record_id}+{self.repeat}" if self.repeat else record_id
 
@@ -159,6 +168,15 @@ class TaughtRecord:
     sample: TrainingSample
     encode_s: float
 
+    @property
+    def record_id(self) -> str:
+        return self.sample.target.record_id
+
+    @property
+    def samples(self) -> tuple[TrainingSample, ...]:
+        """What of it is learned."""
+        return (self.sample,)
+
 
 @dataclass(frozen=True)
 class TaughtRollout:
@@ -173,9 +191,47 @@ class TaughtRollout:
     sample: TrainingSample
     make_s: float = 0.0
 
+    @property
+    def record_id(self) -> str:
+        return self.rollout.request.encoded.record.record_id
+
+    @property
+    def samples(self) -> tuple[TrainingSample, ...]:
+        """What of it is learned."""
+        return (self.sample,)
+
     def timed(self, make_s: float) -> "TaughtRollout":
         """The same with the seconds it took."""
         return replace(self, make_s=make_s)
+
+
+@dataclass(frozen=True)
+class TaughtSiblings:
+    """All answers to one record, graded and held against each other.
+
+    `answers` and `graded` belong together; `lost` are those that no server gave. `price` is what an object was
+    charged; `advantages` [answers][tokens] are as they came, before they are divided by `scale`, and none of fewer than
+    two answers. `samples` are what of it is learned: nothing of a record whose answers teach nothing, and the record's
+    own answer where there is an anchor.
+
+        TaughtSiblings("train:17", answers=(four), graded=(four), lost=(), price=0.18, scale=0.4,
+                       advantages=[…], samples=(four))
+    """
+
+    record_id: str
+    answers: tuple[TaughtRollout, ...]
+    graded: tuple[GradedAnswer, ...]
+    lost: tuple[LostSample, ...]
+    price: float
+    scale: float
+    advantages: Sequence[Sequence[float]]
+    samples: tuple[TrainingSample, ...]
+    make_s: float = 0.0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no answer did better than another anywhere."""
+        return not any(map(any, self.advantages))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Literal
 Reduction = Literal["ratio", "sum", "last", "p90", "p99"]
 """ratio: Σ numerator / Σ denominator · sum: Σ numerator · last: of the newest step · p90, p99: over all samples."""
 
-Steps = Literal["all", "A", "B", "eval", "server"]
+Steps = Literal["all", "A", "B", "R", "B, R", "eval", "server"]
 
 REASON = "<reason>"
 """Stands for the names of the parser's drop reasons in a metric's name."""
@@ -52,10 +52,15 @@ def _seconds(name: str, steps: Steps, what: str) -> Metric:
 STAGE2 = (
     _ratio("stage2/channel_a", "share", "all", "A steps", "logged steps"),
     _ratio("stage2/channel_b", "share", "all", "B steps", "logged steps"),
-    _sum("stage2/raw_rollouts", "samples", "B", "decoded answers"),
-    _sum("stage2/invalid_rollout", "samples", "B", "answers without a valid object that are not a legal empty answer"),
-    _sum("stage2/empty_rollout", "samples", "B", "answers that are a complete {}"),
-    _ratio("stage2/policy_lag", "steps", "B", "learner step − step of the answer's policy version", "decoded answers"),
+    _ratio("stage2/channel_r", "share", "all", "R steps", "logged steps"),
+    _sum("stage2/raw_rollouts", "samples", "B, R", "decoded answers"),
+    _sum(
+        "stage2/invalid_rollout", "samples", "B, R", "answers without a valid object that are not a legal empty answer"
+    ),
+    _sum("stage2/empty_rollout", "samples", "B, R", "answers that are a complete {}"),
+    _ratio(
+        "stage2/policy_lag", "steps", "B, R", "learner step − step of the answer's policy version", "decoded answers"
+    ),
 )
 
 OPTIMISATION = (
@@ -67,38 +72,63 @@ OPTIMISATION = (
     _ratio("loss/bbox_giou", "1", "all", "1 − GIoU of each box", "supervised boxes"),
     _ratio("loss/coord", "nats", "all", "weighted coordinate terms", "supervised coordinates"),
     _ratio("loss/coord_mass", "probability", "all", "mass inside the coordinate vocabulary", "supervised coordinates"),
+    _ratio(
+        "loss/reward", "1", "R", "policy-gradient surrogate; its sign means nothing", "answers times the mean weight"
+    ),
     _last("grad_norm", "1", "all", "gradient norm before clipping"),
     _last("learning_rate", "1", "all", "learning rate of the language model's group"),
     _last("epoch", "epochs", "all", "records consumed / records of the data set"),
 )
 
 ROLLOUT = (
-    _ratio("rollout/parse_truncated_rate", "share", "B", "truncated answers", "decoded answers"),
-    _sum("rollout/parse_dropped_invalid", "objects", "B", "dropped objects, whatever the reason"),
-    _sum(f"rollout/parse_dropped_{REASON}", "objects", "B", "objects dropped for this reason"),
-    _ratio("rollout/parse_obj_valid_frac", "share", "B", "valid objects", "valid and dropped objects"),
-    _ratio("rollout/sample_valid_pred_rate", "share", "B", "answers with a valid object", "decoded answers"),
-    _ratio("rollout/sample_sound_rate", "share", "B", "answers with a valid object, or rightly {}", "decoded answers"),
-    _ratio("rollout/sample_any_match_rate", "share", "B", "answers with a matched object", "decoded answers"),
-    _ratio("rollout/precision", "share", "B", "matched objects", "valid predicted objects"),
-    _ratio("rollout/recall", "share", "B", "matched objects", "ground-truth objects"),
-    _ratio("rollout/f1", "share", "B", "2 × matched objects", "valid predicted + ground-truth objects"),
-    _ratio("rollout/matched_maskiou_mean", "IoU", "B", "similarity of each matched pair", "matched objects"),
+    _ratio("rollout/parse_truncated_rate", "share", "B, R", "truncated answers", "decoded answers"),
+    _sum("rollout/parse_dropped_invalid", "objects", "B, R", "dropped objects, whatever the reason"),
+    _sum(f"rollout/parse_dropped_{REASON}", "objects", "B, R", "objects dropped for this reason"),
+    _ratio("rollout/parse_obj_valid_frac", "share", "B, R", "valid objects", "valid and dropped objects"),
+    _ratio("rollout/sample_valid_pred_rate", "share", "B, R", "answers with a valid object", "decoded answers"),
     _ratio(
-        "rollout/desc_accuracy_on_matched", "share", "B", "matched objects with their truth's desc", "matched objects"
+        "rollout/sample_sound_rate", "share", "B, R", "answers with a valid object, or rightly {}", "decoded answers"
     ),
-    _ratio("rollout/valid_pred_objects", "objects", "B", "valid predicted objects", "decoded answers"),
-    _ratio("rollout/gt_objects", "objects", "B", "ground-truth objects", "decoded answers"),
+    _ratio("rollout/sample_any_match_rate", "share", "B, R", "answers with a matched object", "decoded answers"),
+    _ratio("rollout/precision", "share", "B, R", "matched objects", "valid predicted objects"),
+    _ratio("rollout/recall", "share", "B, R", "matched objects", "ground-truth objects"),
+    _ratio("rollout/f1", "share", "B, R", "2 × matched objects", "valid predicted + ground-truth objects"),
+    _ratio("rollout/matched_maskiou_mean", "IoU", "B, R", "similarity of each matched pair", "matched objects"),
+    _ratio(
+        "rollout/desc_accuracy_on_matched",
+        "share",
+        "B, R",
+        "matched objects with their truth's desc",
+        "matched objects",
+    ),
+    _ratio("rollout/valid_pred_objects", "objects", "B, R", "valid predicted objects", "decoded answers"),
+    _ratio("rollout/gt_objects", "objects", "B, R", "ground-truth objects", "decoded answers"),
     _sum("rollout/matched_for_supervision", "objects", "B", "objects taught in the model's own coordinates"),
     _sum("rollout/fn_appended", "objects", "B", "objects taught in the truth's coordinates"),
-    _sum("rollout/fp", "objects", "B", "extra predictions"),
-    _sum("rollout/gating_rejections", "pairs", "B", "candidate pairs under maskiou_gate"),
-    _ratio("rollout/duplicate_rate", "share", "B", "repeats of one desc at IoU ≥ 0.9", "valid predicted objects"),
-    _ratio("rollout/pred_per_gt", "1", "B", "valid predicted objects", "ground-truth objects"),
-    _ratio("rollout/gen_new_tokens_mean", "tokens", "B", "new tokens", "decoded answers"),
-    Metric("rollout/gen_new_tokens_p90", "tokens", "p90", "B", "new tokens of each answer"),
-    Metric("rollout/gen_new_tokens_p99", "tokens", "p99", "B", "new tokens of each answer"),
-    _ratio("rollout/gen_tokens_per_s", "tokens/s", "B", "new tokens", "seconds from first request to last answer"),
+    _sum("rollout/fp", "objects", "B, R", "extra predictions"),
+    _sum("rollout/gating_rejections", "pairs", "B, R", "candidate pairs under maskiou_gate"),
+    _ratio("rollout/duplicate_rate", "share", "B, R", "repeats of one desc at IoU ≥ 0.9", "valid predicted objects"),
+    _ratio("rollout/pred_per_gt", "1", "B, R", "valid predicted objects", "ground-truth objects"),
+    _ratio("rollout/gen_new_tokens_mean", "tokens", "B, R", "new tokens", "decoded answers"),
+    Metric("rollout/gen_new_tokens_p90", "tokens", "p90", "B, R", "new tokens of each answer"),
+    Metric("rollout/gen_new_tokens_p99", "tokens", "p99", "B, R", "new tokens of each answer"),
+    _ratio("rollout/gen_tokens_per_s", "tokens/s", "B, R", "new tokens", "seconds from first request to last answer"),
+)
+
+REWARD = (
+    _ratio("reward/mean", "1", "R", "value − price × objects named − cost of each answer", "sampled answers"),
+    _ratio("reward/price", "1", "R", "what naming an object cost", "records"),
+    _ratio("reward/soft_f1", "share", "R", "2 × quality of the best assignments", "objects named + annotated ones"),
+    _ratio("reward/precision", "1", "R", "quality of the best assignments", "objects named"),
+    _sum("reward/annotated", "objects", "R", "annotated objects, once for each answer"),
+    _ratio("reward/std_in_record", "1", "R", "standard deviation of the rewards of one record's answers", "records"),
+    _ratio("reward/silent_records", "share", "R", "records whose answers were all alike", "records"),
+    _ratio("reward/skipped_records", "share", "R", "records left out because advantages are noise", "records"),
+    _last("reward/advantage_std", "1", "R", "what advantages are divided by"),
+    _ratio("reward/advantage_variance", "1", "R", "squared advantages of this step", "sampled tokens"),
+    _ratio("reward/importance_mean", "1", "R", "weights of tokens by policy and serving policy", "sampled tokens"),
+    _ratio("reward/importance_clipped", "share", "R", "tokens whose weight was cut or left out", "sampled tokens"),
+    _ratio("reward/entropy", "nats", "R", "−log-probability of sampled tokens", "sampled tokens"),
 )
 
 PACKING = (
@@ -112,9 +142,9 @@ TIME = (
     _seconds("time/step_s", "all", "from the step's begin to its end"),
     _seconds("time/between_steps_s", "all", "of evaluation and checkpoint since the step before it ended"),
     _seconds("time/rollout_generate_s", "all", "from the first request to the last answer it uses; 0 on A steps"),
-    _seconds("time/rollout_wait_s", "B", "in which the learner had nothing but rollouts to wait for"),
-    _seconds("time/overlap_s", "B", "of learner compute between the arrival of the first and the last answer"),
-    _seconds("time/rollout_parse_match_s", "B", "of parsing, matching and making targets"),
+    _seconds("time/rollout_wait_s", "B, R", "in which the learner had nothing but rollouts to wait for"),
+    _seconds("time/overlap_s", "B, R", "of learner compute between the arrival of the first and the last answer"),
+    _seconds("time/rollout_parse_match_s", "B, R", "of parsing, matching and making targets"),
     _seconds("time/encode_s", "all", "of reading and encoding records"),
     _seconds("time/post_rollout_pack_s", "all", "of packing and collating"),
     _seconds("time/forward_s", "all", "of forward passes"),
@@ -220,6 +250,7 @@ SECTIONS = {
     "Schedule and answers": STAGE2,
     "Loss and optimizer": OPTIMISATION,
     "Rollouts": ROLLOUT,
+    "Rewards": REWARD,
     "Packing": PACKING,
     "Time": TIME,
     "Shares of the wall time": SHARES,

@@ -10,16 +10,28 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from learner.types import DecodingStart, LostRecord, LostSample, Outcome, TaughtRecord, TaughtRollout
+from learner.types import (
+    DecodingStart,
+    LostRecord,
+    LostSample,
+    Outcome,
+    TaughtRecord,
+    TaughtRollout,
+    TaughtSiblings,
+)
 
 if TYPE_CHECKING:
+    from learner.channels.last_pass import LastPass
+    from learner.channels.reward_averages import RewardAverages
+    from learner.channels.target_maker import TargetMaker
     from learner.data.encoding import Encoder
     from learner.losses.terms import PackLoss
     from learner.model.batch import PackedBatch
     from learner.model.loaded import LoadedModel
     from learner.plan.step_plan import StepPlan, StepTotals
+    from shared.config.models import Config
 
-Taught = TaughtRecord | TaughtRollout | LostSample | LostRecord | DecodingStart
+Taught = TaughtRecord | TaughtRollout | TaughtSiblings | LostSample | LostRecord | DecodingStart
 """What became of a record, with what was measured on the way; or when a step's answers were asked for."""
 
 
@@ -47,6 +59,16 @@ class Sources:
 
     encoder: Encoder
     answers: AnswerSource
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """What kinds of step are opened with; each takes what it needs."""
+
+    config: Config
+    last_pass: LastPass
+    targets: TargetMaker
+    averages: RewardAverages
 
 
 class StepKind(Protocol):

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.channels.channel import StepKind
+from learner.channels.channel import StepKind, StepParts
 from learner.channels.last_pass import LastPass
-from learner.channels.target_maker import TargetMaker
 from learner.channels.teacher_forcing import GroundTruthSteps
 from learner.losses.terms import PackLoss
 from learner.model.batch import ImageFeatures, PackedBatch
@@ -15,7 +14,6 @@ from learner.model.forward import embed, encode_images, hidden_states
 from learner.model.head import coordinate_logits
 from learner.model.loaded import LoadedModel
 from learner.plan.step_plan import StepTotals
-from shared.config.models import Config
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ def soften_context(
     return embeds.index_put((rows, predictors + 1), softened[rows, predictors + 1])
 
 
-def open_steps(config: Config, last_pass: LastPass, targets: TargetMaker) -> StepKind:
+def open_steps(parts: StepParts) -> StepKind:
     """Channel A: coordinates are taught by the box and coordinate terms, the words around them by cross-entropy."""
-    return GroundTruthSteps(targets, Expectation(last_pass, config.stage2.n_softctx_iter))
+    num_passes = parts.config.stage2.n_softctx_iter
+    return GroundTruthSteps(parts.targets, Expectation(parts.last_pass, num_passes))

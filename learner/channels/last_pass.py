@@ -21,10 +21,21 @@ class LastPass:
     coordinate_ids: Tensor
 
     def __call__(
-        self, loaded: LoadedModel, batch: PackedBatch, totals: StepTotals, embeds: Tensor, images: ImageFeatures
+        self,
+        loaded: LoadedModel,
+        batch: PackedBatch,
+        totals: StepTotals,
+        embeds: Tensor,
+        images: ImageFeatures,
+        temperature: float = 1.0,
     ) -> PackLoss:
-        """Decode input embeddings and compare supervised positions, and no others, with their labels."""
+        """Decode input embeddings and compare supervised positions, and no others, with their labels.
+
+        Logits are divided by `temperature`, as their hidden rows are: a head has no bias.
+        """
         hidden = at_predictors(batch, hidden_states(loaded, batch, embeds, images))
+        if temperature != 1.0:
+            hidden = hidden / temperature
         return loss_of(token_scores(loaded, hidden, batch, self.coordinate_ids), batch, totals, self.section)
 
 

@@ -5,12 +5,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from learner.channels.channel import Objective, Sources, StepKind, Taught
-from learner.channels.last_pass import LastPass, SinglePass
+from learner.channels.channel import Objective, Sources, StepKind, StepParts, Taught
+from learner.channels.last_pass import SinglePass
 from learner.channels.target_maker import TargetMaker
 from learner.plan.step_plan import StepPlan
 from learner.types import Rollout
-from shared.config.models import Config
 from shared.errors import ProtocolError
 
 
@@ -43,6 +42,6 @@ class RolloutSteps:
             yield sources.answers.start_of(step)
 
 
-def open_steps(config: Config, last_pass: LastPass, targets: TargetMaker) -> StepKind:
+def open_steps(parts: StepParts) -> StepKind:
     """Channel B: each answer is completed to a target, which is teacher-forced."""
-    return RolloutSteps(targets, SinglePass(last_pass))
+    return RolloutSteps(parts.targets, SinglePass(parts.last_pass))

@@ -5,12 +5,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from learner.channels.channel import Objective, Sources, StepKind, Taught
-from learner.channels.last_pass import LastPass, SinglePass
+from learner.channels.channel import Objective, Sources, StepKind, StepParts, Taught
+from learner.channels.last_pass import SinglePass
 from learner.channels.target_maker import TargetMaker
 from learner.plan.step_plan import StepPlan
 from learner.types import LostRecord, TaughtRecord
-from shared.config.models import Config
 from shared.errors import DataError
 
 
@@ -36,6 +35,6 @@ class GroundTruthSteps:
                 asked = time.perf_counter()
 
 
-def open_steps(config: Config, last_pass: LastPass, targets: TargetMaker) -> StepKind:
+def open_steps(parts: StepParts) -> StepKind:
     """Stage 1: cross-entropy on every token of the answer, coordinates too."""
-    return GroundTruthSteps(targets, SinglePass(last_pass))
+    return GroundTruthSteps(parts.targets, SinglePass(parts.last_pass))

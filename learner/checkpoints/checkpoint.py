@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.channels.reward_averages import RewardAverages
 from learner.checkpoints.changes import Circumstances, changes_between
 from learner.model.adapter_files import save_adapters
 from learner.model.family import VisionLanguageModel
@@ -38,7 +39,8 @@ class TrainerState:
     The learning-rate schedule is not stored: it is a function of the step. `base_dtype` is the type of the weights that
     training began with, before it made float32 masters of them. `guard` is the window that the guard looks at.
     `values` and `data` are the circumstances under which the checkpoint was written, empty in one of before they were.
-    `answer_weight` is W̄ of docs/numerics.md, a constant of the run; None in one of before it was.
+    `answer_weight` is W̄ of docs/numerics.md, a constant of the run; None in one of before it was. `reward` are the
+    averages behind price and scale of R steps, empty before the first of them.
     """
 
     global_step: int
@@ -53,6 +55,16 @@ class TrainerState:
     values: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     answer_weight: float | None = None
+    reward: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a run carries from step to step besides weights and optimizer: a checkpoint keeps it."""
+
+    guard: Guard
+    averages: RewardAverages
+    answer_weight: float
 
 
 class Checkpoints:
@@ -65,19 +77,17 @@ class Checkpoints:
         self,
         loaded: LoadedModel,
         optimizer: StepOptimizer,
-        guard: Guard,
+        followed: Followed,
         training: TrainingSection,
         config_digest: str,
         circumstances: Circumstances = Circumstances({}, {}),
-        answer_weight: float | None = None,
     ) -> None:
         self._loaded = loaded
         self._optimizer = optimizer
-        self._guard = guard
+        self._followed = followed
         self._training = training
         self._digest = config_digest
         self._circumstances = circumstances
-        self._answer_weight = answer_weight
         self._companions = loaded.folder
         self._base_dtype = base_dtype(loaded.folder)
         self._saved_epoch = 0
@@ -135,7 +145,8 @@ class Checkpoints:
             )
         _restore_tensors(load_file(folder / TENSORS_FILE), self._optimizer, self._loaded.model)
         self._optimizer.go_on_from(state.global_step)
-        self._guard.go_on_from(state.guard)
+        self._followed.guard.go_on_from(state.guard)
+        self._followed.averages.go_on_from(state.reward)
         if changes := list(changes_between(Circumstances(state.values, state.data), self._circumstances)):
             told = "; ".join(changes) if state.values else "keys that it does not name"
             LOG.warning("%s was written with other values, those of now hold from here on: %s", folder, told)
@@ -166,10 +177,11 @@ class Checkpoints:
             config_digest=self._digest,
             base_dtype=self._base_dtype,
             files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-            guard=self._guard.recent,
+            guard=self._followed.guard.recent,
             values=self._circumstances.values,
             data=self._circumstances.data,
-            answer_weight=self._answer_weight,
+            answer_weight=self._followed.answer_weight,
+            reward=self._followed.averages.kept,
         )
 
     def _prune(self, written: Path) -> None:

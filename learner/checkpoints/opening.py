@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from learner.checkpoints.changes import Circumstances
-from learner.checkpoints.checkpoint import Checkpoints, set_aside_later
+from learner.checkpoints.checkpoint import Checkpoints, Followed, set_aside_later
 from learner.plan.progress import Progress
-from learner.reporting.collapse_guard import Guard
 from learner.training.opening import Training
 from shared.config.models import Config
 
@@ -14,25 +13,23 @@ from shared.config.models import Config
 def open_checkpoints(
     config: Config,
     training: Training,
-    guard: Guard,
+    followed: Followed,
     progress: Progress,
     resumed: Path | None,
     folder: Path,
     data: Mapping[str, str],
-    answer_weight: float,
 ) -> Checkpoints:
     """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside.
 
-    `data` are digests of the files of data by the keys that name them, `answer_weight` is W̄ of docs/numerics.md.
+    `data` are digests of the files of data by the keys that name them.
     """
     checkpoints = Checkpoints(
         training.loaded,
         training.optimizer,
-        guard,
+        followed,
         config.training,
         config.digest,
         Circumstances.of(config, data),
-        answer_weight,
     )
     if resumed is not None:
         state = checkpoints.restore(resumed)

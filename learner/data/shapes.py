@@ -92,6 +92,25 @@ def draw_scene(scene: Scene) -> Image.Image:
     return image
 
 
+@dataclass(frozen=True)
+class Annotators:
+    """People who see each object with `probability`, whatever the others; corners are off by `jitter` of a side."""
+
+    probability: float = 1.0
+    jitter: float = 0.0
+
+    def annotate(self, line: dict[str, Any], seed: int) -> dict[str, Any]:
+        """The line as they would have written it; a record may be left without an object."""
+        chooser = random.Random(f"{seed}/annotate/{line['images'][0]}")
+        seen = [item for item in line["objects"] if chooser.random() < self.probability]
+        return {**line, "objects": [{**item, "bbox_2d": self._placed(item["bbox_2d"], chooser)} for item in seen]}
+
+    def _placed(self, box: list[int], chooser: random.Random) -> list[float]:
+        x1, y1, x2, y2 = box
+        off = [chooser.uniform(-self.jitter, self.jitter) * side for side in (x2 - x1, y2 - y1) * 2]
+        return [min(CANVAS_PX, max(0.0, round(value + by, 1))) for value, by in zip(box, off, strict=True)]
+
+
 def render_shapes(
     directory: Path,
     *,
@@ -99,12 +118,14 @@ def render_shapes(
     val: int,
     seed: int,
     keep_fraction: float | None = None,
+    annotators: Annotators | None = None,
     num_workers: int | None = None,
 ) -> Iterator[int]:
     """Write the data set and yield the number of images rendered since the last value.
 
     Image k of a split depends on `seed`, the split and k alone, whatever the number of images and workers.
-    `keep_fraction` is the share of objects that stay in `train_partial.jsonl`, at least one in each record.
+    `keep_fraction` is the share of objects that stay in `train_partial.jsonl`, at least one in each record;
+    `annotators` write `train_annotated.jsonl`.
     """
     with ProcessPoolExecutor(num_workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         lines: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
@@ -121,6 +142,8 @@ def render_shapes(
     if keep_fraction is not None:
         partly = [_with_fewer(line, keep_fraction, seed) for line in lines["train"]]
         _write_jsonl(directory / "train_partial.jsonl", partly)
+    if annotators is not None:
+        _write_jsonl(directory / "train_annotated.jsonl", [annotators.annotate(line, seed) for line in lines["train"]])
 
 
 def _random_box(chooser: random.Random) -> Box:
@@ -171,11 +194,20 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-fraction", type=float, help="also write train_partial.jsonl with this share of objects")
+    parser.add_argument("--annotate", type=float, help="also write train_annotated.jsonl, each object with this chance")
+    parser.add_argument("--jitter", type=float, default=0.0, help="share of a side that its corners are off by at most")
     chosen = parser.parse_args()
     if chosen.keep_fraction is not None and not 0 < chosen.keep_fraction <= 1:
         parser.error(f"--keep-fraction must be in (0, 1], got {chosen.keep_fraction}")
+    if chosen.annotate is not None and not 0 < chosen.annotate <= 1:
+        parser.error(f"--annotate must be in (0, 1], got {chosen.annotate}")
     rendered = render_shapes(
-        chosen.out, train=chosen.train, val=chosen.val, seed=chosen.seed, keep_fraction=chosen.keep_fraction
+        chosen.out,
+        train=chosen.train,
+        val=chosen.val,
+        seed=chosen.seed,
+        keep_fraction=chosen.keep_fraction,
+        annotators=None if chosen.annotate is None else Annotators(chosen.annotate, chosen.jitter),
     )
     images = (image for count in rendered for image in range(count))
     for _ in track(images, description="rendering", total=chosen.train + chosen.val):

@@ -1,8 +1,8 @@
-"""Decoding for B steps, begun as early as `max_lag` lets their answers be old.
+"""Decoding for steps that need answers, begun as early as `max_lag` lets these be old.
 
     the loop ── open_next ── _decode, a task ── one hand-off a group ── answers ── the step that learns them
 
-At most one B step is decoded at a time, so a publish meets no open batch. While a step learns its own answers, few of
+At most one step is decoded at a time, so a publish meets no open batch. While a step learns its own answers, few of
 them wait, and when it is slow no new ones are asked for; what is decoded ahead waits whole, so memory holds the answers
 of one step.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
@@ -23,13 +23,13 @@ from learner.decoding.pool import RolloutPool
 from learner.decoding.requests import decode_answers, decode_requests
 from learner.detection.record import Record
 from learner.plan.planner import Planner
-from learner.plan.schedule import decode_lags
+from learner.plan.schedule import Channel, decode_lags
 from learner.plan.step_plan import StepPlan
 from learner.plan.time_split import LearnerActivity, RunAccount
 from learner.types import Answer, DecodingStart, LostRecord, Outcome, Rollout, RolloutRequest
 from shared.errors import ProtocolError
 from shared.streams import task_group
-from shared.wire import PolicyVersion
+from shared.wire import PolicyVersion, Sampling
 
 if TYPE_CHECKING:
     from learner.data.encoding import Encoder
@@ -37,8 +37,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What steps of one kind ask of the servers, where it is not what the run's configuration says of all.
+
+    `num_samples` answers to each record are numbered, None = one that is not.
+    """
+
+    sampling: Sampling | None = None
+    num_samples: int | None = None
+    return_logprobs: bool = False
+
+
+@dataclass(frozen=True)
 class DecodingRules:
-    """How B steps are decoded.
+    """How steps are decoded.
 
     `max_lag` is in optimizer steps, 0 = on-policy. Without `streaming` all answers are awaited before the first is
     handed on; with `in_order` they are handed on in record order. No step from `num_steps` on is decoded. At most
@@ -51,6 +63,10 @@ class DecodingRules:
     streaming: bool = True
     in_order: bool = False
     most_waiting: int = 256
+    asked: Mapping[Channel, Asked] = field(default_factory=dict)
+
+    def asked_by(self, step: StepPlan) -> Asked:
+        return self.asked.get(step.channel, Asked())
 
     def room_for(self, num_answers: int) -> int:
         """How many of a group's answers may wait: all, when nobody reads them before the last is there."""
@@ -59,16 +75,16 @@ class DecodingRules:
     def describe(self, pattern: Sequence[str]) -> str:
         """For the user, once: how old the weights are that decode."""
         if self.max_lag == 0:
-            return "max_lag 0: strictly on-policy, every B step is decoded by the weights that it trains"
+            return "max_lag 0: strictly on-policy, every step is decoded by the weights that it trains"
         lags = sorted(set(decode_lags(pattern, self.max_lag)))
         return (
-            f"max_lag {self.max_lag}: with the pattern {', '.join(pattern)} a B step is decoded from "
+            f"max_lag {self.max_lag}: with the pattern {', '.join(pattern)} a step is decoded from "
             f"{' or '.join(map(str, lags))} optimizer steps before it on, by the weights of then"
         )
 
 
 class _StepDecoding:
-    """The answers of one B step: filled by one task, drained by the step.
+    """The answers of one step: filled by one task, drained by the step.
 
     `published` lets the requests out, `requested` is set when the first of them are, `finished` when all have answers.
     """
@@ -78,7 +94,8 @@ class _StepDecoding:
         self.version: PolicyVersion | None = None
         self.published, self.requested, self.finished = anyio.Event(), anyio.Event(), anyio.Event()
         self.requested_at = self.encode_s = 0.0
-        self.hand_offs = [anyio.create_memory_object_stream[Outcome](rules.room_for(len(g))) for g in plan.groups]
+        sizes = [len(group) * plan.answers_per_record for group in plan.groups]
+        self.hand_offs = [anyio.create_memory_object_stream[Outcome](rules.room_for(size)) for size in sizes]
 
     async def published_version(self) -> PolicyVersion | None:
         await self.published.wait()
@@ -86,7 +103,7 @@ class _StepDecoding:
 
 
 class Decoder:
-    """Decodes the next B step on all servers while the loop is busy with this step or an earlier one."""
+    """Decodes the next step that needs it on all servers while the loop is busy with this step or an earlier one."""
 
     def __init__(
         self,
@@ -180,7 +197,15 @@ class Decoder:
             asked: deque[str] = deque()
             lost: list[LostRecord] = []
             requests = self._requests(decoding, group, asked, lost)
-            async with sender, aclosing(decode_answers(self._pool, requests, decoding.published_version)) as answers:
+            kind = self._rules.asked_by(decoding.plan)
+            decoded = decode_answers(
+                self._pool,
+                requests,
+                decoding.published_version,
+                kind.sampling,
+                return_logprobs=kind.return_logprobs,
+            )
+            async with sender, aclosing(decoded) as answers:
                 async for answer in in_request_order(answers, asked) if self._rules.in_order else answers:
                     await sender.send(answer)
                 decoding.requested.set()
@@ -197,7 +222,8 @@ class Decoder:
         """
         encoded = self._encoder.encode_in_order(group)
         started = time.monotonic()
-        made = decode_requests(encoded, self._rules.run_seed, decoding.plan.step, lost.append)
+        num_samples = self._rules.asked_by(decoding.plan).num_samples
+        made = decode_requests(encoded, self._rules.run_seed, decoding.plan.step, lost.append, num_samples)
         async with aclosing(made) as requests:
             async for request in requests:
                 decoding.encode_s += time.monotonic() - started

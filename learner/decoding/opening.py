@@ -9,12 +9,13 @@ from functools import partial
 from rich.console import Console
 
 from learner.data.opening import Data
-from learner.decoding.ahead import Decoder, DecodingRules
+from learner.decoding.ahead import Asked, Decoder, DecodingRules
 from learner.decoding.pool import LARGEST_REQUEST, RolloutPool, window_of
 from learner.decoding.replica import Restore
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.model.loaded import LoadedModel
 from learner.plan.planner import Planner
+from learner.plan.schedule import Channel
 from learner.plan.time_split import RunAccount
 from learner.servers.http import server_clients
 from learner.servers.rollouts import RolloutServer, check_server, introduce
@@ -68,7 +69,7 @@ async def open_decoding(
             sampling = sampling_of(config.rollout, data.vocabulary, training.loaded.family.facts)
             pool = pool_of(config, servers, sampling, infos, weights.resend)
             run_account = RunAccount(training.account, [server.account for server in servers])
-            rules = rules_of(config, num_steps)
+            rules = rules_of(config, num_steps, sampling)
             if config.decodes:
                 console.print(rules.describe(config.pattern))
             decoder = Decoder(planner, data.encoder, pool, weights, run_account, rules)
@@ -88,7 +89,18 @@ def sampling_of(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabular
     )
 
 
-def rules_of(config: Config, num_steps: int) -> DecodingRules:
+def reward_asks(config: Config, sampling: Sampling) -> Asked:
+    """What steps of Channel R ask for: samples of the model's own distribution, whatever B and evaluations use.
+
+    Log-probabilities are wanted where the policy that decodes is not bit by bit the one that learns.
+    """
+    reward = config.stage2.reward
+    plain = {"temperature": reward.temperature, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    differs = config.rollout.max_lag > 0 or config.rollout.rollout_backend != "hf"
+    return Asked(sampling.model_copy(update=plain), reward.samples_per_record, return_logprobs=differs)
+
+
+def rules_of(config: Config, num_steps: int, sampling: Sampling) -> DecodingRules:
     """How steps are decoded in a run of `num_steps` optimizer steps."""
     return DecodingRules(
         run_seed=config.training.seed,
@@ -97,7 +109,14 @@ def rules_of(config: Config, num_steps: int) -> DecodingRules:
         streaming=config.pipeline,
         in_order=config.rollout.deterministic,
         most_waiting=config.training.packing_buffer,
+        asked={Channel.R: reward_asks(config, sampling)},
     )
+
+
+def most_answers(config: Config) -> int:
+    """Answers of the step that asks for most."""
+    records, answers = config.records_per_step, config.answers_per_record
+    return max(records[letter] * answers[letter] for letter in {"B", *config.pattern})
 
 
 def pool_of(
@@ -114,7 +133,7 @@ def pool_of(
     rollout = config.rollout
     per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size
     if rollout.deterministic:
-        per_request = in_flight = per_request or -(-config.rollouts_per_step // max(1, len(servers)))
+        per_request = in_flight = per_request or -(-most_answers(config) // max(1, len(servers)))
     return RolloutPool(
         servers,
         sampling,

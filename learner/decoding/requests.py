@@ -37,8 +37,9 @@ async def decode_requests(
     run_seed: int,
     step: int,
     lose: Callable[[LostRecord], None],
+    num_samples: int | None = None,
 ) -> AsyncGenerator[RolloutRequest, None]:
-    """One request a record; what cannot be asked for is given to `lose`.
+    """One request a record, or `num_samples` of it; what cannot be asked for is given to `lose`.
 
     At the border of two epochs a record can stand in a step twice: each is told apart.
     """
@@ -49,11 +50,17 @@ async def decode_requests(
                 lose(each)
                 continue
             record_id = each.record.record_id
-            yield RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat=asked[record_id])
+            repeat = asked[record_id]
             asked[record_id] += 1
+            if num_samples is None:
+                yield RolloutRequest(each, sampling_seed(run_seed, step, record_id), repeat)
+                continue
+            for sample in range(num_samples):
+                seed = sampling_seed(run_seed, step, record_id, repeat * num_samples + sample)
+                yield RolloutRequest(each, seed, repeat, sample)
 
 
-def sampling_seed(run_seed: int, step: int, record_id: str) -> int:
+def sampling_seed(run_seed: int, step: int, record_id: str, sample: int | None = None) -> int:
     """Seed of one answer, independent of batching, replica and order."""
-    digest = blake2b(f"{run_seed}/{step}/{record_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+    name = f"{run_seed}/{step}/{record_id}" if sample is None else f"{run_seed}/{step}/{record_id}#{sample}"
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 1

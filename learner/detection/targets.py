@@ -51,7 +51,9 @@ class Target:
     each ground-truth box once. `ce_denominator` is the weight of all supervised tokens of the record's whole
     ground-truth answer, whatever `stop_ce_weight`: W_s of docs/numerics.md. `num_found` objects are taught in
     the model's own coordinates, the others in the truth's. `num_shortened` predictions were cut from the prefix's end
-    to fit the capacity.
+    to fit the capacity. Of an answer that was sampled to be paid nothing is supervised, and `advantages` belong to the
+    places `sampled_positions`; `served_logprobs` are those of the policy that sampled, none where it is the one that
+    learns.
     """
 
     record_id: str
@@ -63,6 +65,9 @@ class Target:
     ce_denominator: float
     num_found: int = 0
     num_shortened: int = 0
+    sampled_positions: tuple[int, ...] = ()
+    advantages: tuple[float, ...] = ()
+    served_logprobs: tuple[float, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -120,6 +125,29 @@ def rollout_target(
     raise DataError(
         f"{record_id}: prompt and ground-truth answer have {lesson.from_ground_truth().num_tokens} tokens, but the "
         f"capacity is {capacity}; raise global_max_length or set custom.on_long_target: skip"
+    )
+
+
+def sampled_target(
+    record_id: str,
+    prompt_token_ids: Sequence[int],
+    answer_token_ids: Sequence[int],
+    advantages: Sequence[float],
+    served_logprobs: Sequence[float] = (),
+) -> Target:
+    """An answer as it was sampled, each of its tokens to become likelier or less by its advantage."""
+    start = len(prompt_token_ids)
+    return Target(
+        record_id=record_id,
+        token_ids=(*prompt_token_ids, *answer_token_ids),
+        num_prompt_tokens=start,
+        ce_positions=(),
+        ce_weights=(),
+        boxes=(),
+        ce_denominator=0.0,
+        sampled_positions=tuple(range(start, start + len(answer_token_ids))),
+        advantages=tuple(advantages),
+        served_logprobs=tuple(served_logprobs),
     )
 
 

@@ -19,8 +19,11 @@ from learner.model.head import TokenScores
 from learner.plan.step_plan import NUM_CORNER_VALUES, StepTotals
 from shared.config.stage2 import Stage2Section
 
-Per = Literal["sample", "box", "slot"]
-"""What the sum of a term is divided by: N samples of weight W̄, B boxes or 4B coordinates of the step."""
+Per = Literal["sample", "box", "slot", "answer", "token"]
+"""What a sum is divided by: N samples of weight W̄, B boxes, 4B coordinates or N·k sampled answers of weight W̄ of the
+step; an observation, which needs no gradient, also by its sampled tokens."""
+MOST_LOG_RATIO = 3.0
+"""A token that two engines give such different log-probabilities is left out: one of them is wrong."""
 
 
 class Scored:
@@ -33,6 +36,22 @@ class Scored:
         self.scores = scores
         self.batch = batch
         self.section = section
+
+    @cached_property
+    def ce(self) -> Tensor:
+        """[S]: −log-probability of each token, in nats."""
+        return self.scores.log_normalisers - self.scores.labels
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """[S]: log π/π_served of each sampled token, 0 where both are one. Without a gradient."""
+        return torch.nan_to_num(-self.ce.detach() - self.batch.served_logprobs)
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """[S]: the ratio, cut at `importance_clip`, 0 where it cannot be right. Without a gradient."""
+        ratio = self.log_ratio.exp().clamp(max=self.section.reward.importance_clip)
+        return torch.where(self.log_ratio.abs() > MOST_LOG_RATIO, 0.0, ratio)
 
     @cached_property
     def log_mass(self) -> Tensor:
@@ -66,8 +85,7 @@ def cross_entropy(scored: Scored) -> Tensor:
     Not the mean of each sample: that would let an answer which ends early vote for its end with more weight than a long
     one votes for going on.
     """
-    ce = scored.scores.log_normalisers - scored.scores.labels
-    return (ce * scored.batch.ce_weights).sum()
+    return (scored.ce * scored.batch.ce_weights).sum()
 
 
 def expected_l1(scored: Scored) -> Tensor:
@@ -93,6 +111,27 @@ def coordinate_soft_ce(scored: Scored) -> Tensor:
 def coordinate_w1(scored: Scored) -> Tensor:
     """Distance of the cumulative distributions, in canvas widths."""
     return w1(scored.probabilities, scored.batch.box_bins).sum()
+
+
+def policy_gradient(scored: Scored) -> Tensor:
+    """Σ_t ρ_t · A_t · ce_t over sampled tokens. It has the gradient of the expected reward, and no value of its own."""
+    return (scored.ce * scored.batch.advantages * scored.importance).sum()
+
+
+def entropy(scored: Scored) -> Tensor:
+    """−log-probability of sampled tokens: on average the entropy of the policy, in nats."""
+    return scored.ce.detach()[scored.batch.sampled].sum()
+
+
+def importance_weight(scored: Scored) -> Tensor:
+    """ρ of sampled tokens."""
+    return scored.importance[scored.batch.sampled].sum()
+
+
+def importance_cut(scored: Scored) -> Tensor:
+    """Sampled tokens whose ratio was cut or left out."""
+    cut = (scored.importance != scored.log_ratio.exp()) & scored.batch.sampled
+    return cut.sum().float()
 
 
 def coordinate_mass(scored: Scored) -> Tensor:
@@ -134,8 +173,14 @@ TERMS = (
     Term("loss/coord", "slot", "coord_gate", coordinate_gate, logs_weighted=True),
     Term("loss/coord", "slot", "coord_soft_ce", coordinate_soft_ce, logs_weighted=True),
     Term("loss/coord", "slot", "coord_w1", coordinate_w1, logs_weighted=True),
+    Term("loss/reward", "answer", None, policy_gradient),
 )
-OBSERVATIONS = (Observation("loss/coord_mass", "slot", coordinate_mass),)
+OBSERVATIONS = (
+    Observation("loss/coord_mass", "slot", coordinate_mass),
+    Observation("reward/entropy", "token", entropy),
+    Observation("reward/importance_mean", "token", importance_weight),
+    Observation("reward/importance_clipped", "token", importance_cut),
+)
 
 PER: Mapping[str, Per] = {row.metric: row.per for row in (*TERMS, *OBSERVATIONS)}
 """The metrics of the loss in the order of their rows, and what each is summed over."""
@@ -165,22 +210,29 @@ def loss_of(scores: TokenScores, batch: PackedBatch, totals: StepTotals, section
     """
     scored = Scored(scores, batch, section)
     nothing = torch.zeros((), device=scores.log_normalisers.device)
+    counts = _counts(batch.num_samples, batch.num_boxes, batch.num_answers, totals.answer_weight)
+    counts["token"] = batch.num_sampled_tokens
+    denominators = _counts(totals.num_samples, totals.num_boxes, max(1, totals.num_answers), totals.answer_weight)
     sums = dict.fromkeys(PER, nothing)
-    parts: dict[Per, Tensor] = {}
+    total = nothing
     for term in TERMS:
         weight = term.weight_in(section)
-        if term.logs_weighted and not weight:
+        if (term.logs_weighted and not weight) or (term.per == "answer" and not batch.num_answers):
             continue
         value = term.compute(scored)
         part = value if term.weight is None else weight * value
-        parts[term.per] = parts[term.per] + part if term.per in parts else part
+        total = total + part / denominators[term.per]
         sums[term.metric] = sums[term.metric] + (part if term.logs_weighted else value).detach()
     for observation in OBSERVATIONS:
-        sums[observation.metric] = observation.compute(scored)
-    denominators = _counts(totals.num_samples * totals.answer_weight, totals.num_boxes)
-    total = sum((parts[per] / denominator for per, denominator in denominators.items() if per in parts), nothing)
-    return PackLoss(total, sums, _counts(batch.num_samples * totals.answer_weight, batch.num_boxes))
+        if observation.per != "token" or batch.num_answers:
+            sums[observation.metric] = observation.compute(scored)
+    return PackLoss(total, sums, counts)
 
 
-def _counts(samples: float, num_boxes: int) -> Mapping[Per, float]:
-    return {"sample": samples, "box": num_boxes, "slot": NUM_CORNER_VALUES * num_boxes}
+def _counts(num_samples: float, num_boxes: float, num_answers: float, answer_weight: float) -> dict[Per, float]:
+    return {
+        "sample": num_samples * answer_weight,
+        "box": num_boxes,
+        "slot": NUM_CORNER_VALUES * num_boxes,
+        "answer": num_answers * answer_weight,
+    }

@@ -96,11 +96,21 @@ class PackedBatch:
     """int64 [b, 4]: the box's coordinates x1, y1, x2, y2 as indices into S"""
     box_bins: Tensor
     """int64 [b, 4]: their true bins"""
+    sampled: Tensor
+    """bool [S]: whether the token was sampled by a policy that is to be paid for it"""
+    advantages: Tensor
+    """float32 [S]: how much likelier a sampled token is to become; 0 elsewhere"""
+    served_logprobs: Tensor
+    """float32 [S]: log-probability of a sampled token where it was decoded; NaN = that of the policy that learns"""
+    num_answers: int
+    """targets that were sampled"""
+    num_sampled_tokens: int
     patches: PatchLayout
 
     @property
     def num_samples(self) -> int:
-        return len(self.record_ids)
+        """Targets that are supervised."""
+        return len(self.record_ids) - self.num_answers
 
     @property
     def num_boxes(self) -> int:

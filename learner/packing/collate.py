@@ -24,6 +24,9 @@ class _Supervision:
     ce_weights: NDArray[np.float32]
     box_slots: Ints
     box_bins: Ints
+    sampled: NDArray[np.bool_]
+    advantages: NDArray[np.float32]
+    served_logprobs: NDArray[np.float32]
 
 
 def collate(
@@ -67,6 +70,11 @@ def collate(
         ce_weights=_joined([each.ce_weights for each in taught]),
         box_slots=_joined([each.box_slots + first for each, first in zip(taught, slots, strict=True)]),
         box_bins=_joined([each.box_bins for each in taught]),
+        sampled=_joined([each.sampled for each in taught]),
+        advantages=_joined([each.advantages for each in taught]),
+        served_logprobs=_joined([each.served_logprobs for each in taught]),
+        num_answers=sum(bool(target.sampled_positions) for target in targets),
+        num_sampled_tokens=sum(len(target.sampled_positions) for target in targets),
     )
 
 
@@ -79,18 +87,28 @@ def _positions(loaded: LoadedModel, token_ids: Ints, grid: Grid, record_id: str)
 
 
 def _supervision(target: Target, token_ids: Ints) -> _Supervision:
-    """Join cross-entropy and box positions, so that a position of both is computed once."""
-    ce_positions = np.asarray(target.ce_positions, dtype=np.int64)
+    """Join the positions of all terms, so that one of several is computed once."""
+    own = [np.asarray(positions, dtype=np.int64) for positions in (target.ce_positions, target.sampled_positions)]
     slots = np.array([positions for positions, _ in target.boxes], dtype=np.int64).reshape(-1)
-    positions, places = np.unique(np.concatenate([ce_positions, slots]), return_inverse=True)
-    weights = np.zeros(len(positions), dtype=np.float32)
-    weights[places[: len(ce_positions)]] = target.ce_weights
+    positions, places = np.unique(np.concatenate([*own, slots]), return_inverse=True)
+    of_ce, of_sampled, of_slots = np.split(places, np.cumsum([len(each) for each in own]))
+    weights, advantages = np.zeros((2, len(positions)), dtype=np.float32)
+    weights[of_ce] = target.ce_weights
+    sampled = np.zeros(len(positions), dtype=np.bool_)
+    sampled[of_sampled] = True
+    advantages[of_sampled] = target.advantages
+    served_logprobs = np.full(len(positions), np.nan, dtype=np.float32)
+    if target.served_logprobs:
+        served_logprobs[of_sampled] = target.served_logprobs
     return _Supervision(
         positions=positions,
         labels=token_ids[positions],
         ce_weights=weights,
-        box_slots=places[len(ce_positions) :].reshape(-1, 4).astype(np.int64),
+        box_slots=of_slots.reshape(-1, 4).astype(np.int64),
         box_bins=np.array([bins for _, bins in target.boxes], dtype=np.int64).reshape(-1, 4),
+        sampled=sampled,
+        advantages=advantages,
+        served_logprobs=served_logprobs,
     )
 
 
@@ -104,5 +122,5 @@ def _laid_out(rows: list[Ints], flat: bool, fill: int) -> Ints:
     return padded
 
 
-def _joined(arrays: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
+def _joined(arrays: list[NDArray[np.int64]] | list[NDArray[np.float32]] | list[NDArray[np.bool_]]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))

@@ -1,11 +1,11 @@
 """From (step, cursor) to the plan of the next optimizer step; nothing else is state."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from learner.detection.record import Record
-from learner.plan.schedule import channel_of
+from learner.plan.schedule import Channel, channel_of
 from learner.plan.step_plan import StepPlan, StepTotals
 from shared.errors import ConfigError
 
@@ -29,6 +29,7 @@ class Planner:
     num_records: int
     record_at: Callable[[int], Record]
     answer_weight: float = 1.0
+    answers_per_record: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -36,7 +37,13 @@ class Planner:
     ) -> "Planner":
         """The plan of a configuration over `num_records` records."""
         return cls(
-            config.pattern, config.records_per_step, config.groups_per_step, num_records, record_at, answer_weight
+            config.pattern,
+            config.records_per_step,
+            config.groups_per_step,
+            num_records,
+            record_at,
+            answer_weight,
+            config.answers_per_record,
         )
 
     def plan(self, step: int, cursor: int) -> StepPlan:
@@ -45,13 +52,15 @@ class Planner:
         taken = self.records_per_step[channel.value]
         records = tuple(self.record_at(position) for position in range(cursor, cursor + taken))
         size = taken // self.groups_per_step
+        answers = self.answers_per_record.get(channel.value, 1)
         return StepPlan(
             step=step,
             channel=channel,
             epoch=(cursor + taken) / self.num_records,
             groups=tuple(records[start : start + size] for start in range(0, taken, size)),
-            totals=StepTotals.of(records, self.answer_weight),
+            totals=StepTotals.of(records, self.answer_weight, answers if channel is Channel.R else 0),
             cursor=cursor + taken,
+            answers_per_record=answers,
         )
 
     def next_decoding(self, plan: StepPlan, within: int) -> StepPlan | None:

@@ -11,6 +11,7 @@ class Channel(Enum):
 
     A = "A"
     B = "B"
+    R = "R"
 
     @property
     def decodes(self) -> bool:

@@ -18,7 +18,7 @@ CURE = (
 
 
 BandSums = Mapping[str, Sequence[float]]
-"""Of one B step: what a band's metric is a fraction of, numerator and denominator, by its name."""
+"""Of one step that decodes: what a band's metric is a fraction of, numerator and denominator, by its name."""
 
 
 class RunLeftItsBands(BoxloopError):
@@ -38,14 +38,17 @@ class Band:
 
 
 class Guard:
-    """Watches the answers of the last `window` B steps."""
+    """Watches the answers of the last `window` steps that decode.
 
-    def __init__(self, section: GuardSection) -> None:
+    Where annotations name only the share `annotation_recall` of the objects, that much more may be predicted.
+    """
+
+    def __init__(self, section: GuardSection, annotation_recall: float = 1.0) -> None:
         self._section = section
         self._recent: deque[BandSums] = deque(maxlen=section.window)
         self._warned = False
         self._bands = (
-            Band("rollout/pred_per_gt", section.pred_per_gt_max, is_upper=True),
+            Band("rollout/pred_per_gt", section.pred_per_gt_max / annotation_recall, is_upper=True),
             Band("rollout/parse_truncated_rate", section.truncated_rate_max, is_upper=True),
             Band("rollout/sample_sound_rate", section.valid_rate_min, is_upper=False),
         )
@@ -84,7 +87,7 @@ class Guard:
         if not left:
             return None
         values = ", ".join(f"{band.metric} is {means[band]:.2f} (limit {band.limit:g})" for band in left)
-        return f"over the last {len(self._recent)} B steps {values}; {CURE}"
+        return f"over the last {len(self._recent)} steps that decode {values}; {CURE}"
 
     def _mean(self, metric: str) -> float | None:
         """A metric over the whole window; None where there was nothing to count."""

@@ -60,7 +60,8 @@ class Sinks:
         finished = step.step + 1
         self._bar.update(self._task, completed=finished, description=f"training {step.channel.value}")
         lost_ids = [lost.record.record_id for lost in step.lost]
-        self._ledger.append({"step": finished, "trained": step.trained, "lost": lost_ids})
+        silent = {"silent": step.silent} if step.silent else {}
+        self._ledger.append({"step": finished, "trained": step.trained, "lost": lost_ids, **silent})
         for lost in step.lost:
             message = f"step {finished}: {lost.record.record_id} lost: {lost.message}"
             self._console.print(message, style="yellow", markup=False)
@@ -118,6 +119,8 @@ def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str,
     ]
     if metrics.get("share/server_decoding"):
         parts.append(f"servers {metrics['share/server_decoding']:.0%}")
+    if "reward/mean" in metrics:
+        parts += [f"reward {metrics['reward/mean']:.2f}", f"price {metrics['reward/price']:.2f}"]
     if "rollout/recall" in metrics:
         parts += [
             f"recall {metrics['rollout/recall']:.2f}",

@@ -3,7 +3,9 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
+from statistics import pstdev
 
+from learner.channels.channel import Taught
 from learner.detection.quality import quality_of
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
@@ -18,6 +20,7 @@ from learner.types import (
     StepResult,
     TaughtRecord,
     TaughtRollout,
+    TaughtSiblings,
 )
 from shared.errors import BoxloopError
 
@@ -30,7 +33,8 @@ class RecordsMiscounted(BoxloopError):
 class StepRecord:
     """A finished step: its sums, ready to be logged alone or together with its neighbours.
 
-    `trained` are the ids of the records that were in packs, in their order; `learned` is what was made of answers.
+    `trained` are the ids of the records that were in packs, in their order, `silent` those whose answers taught
+    nothing; `learned` is what was made of answers.
     """
 
     step: int
@@ -40,6 +44,7 @@ class StepRecord:
     trained: tuple[str, ...]
     learned: tuple[TaughtRollout, ...]
     lost: tuple[LostSample | LostRecord, ...]
+    silent: tuple[str, ...] = ()
 
 
 class StepReport:
@@ -57,6 +62,9 @@ class StepReport:
         self._seconds: dict[str, float] = {}
         self._first_request_at = 0.0
         self._learned: list[TaughtRollout] = []
+        self._taught: Counter[str] = Counter()
+        self._samples: Counter[str] = Counter()
+        self._silent: list[str] = []
         self._packs: list[LearnedPack] = []
         self._lost: list[LostSample | LostRecord] = []
 
@@ -64,8 +72,11 @@ class StepReport:
         """Add to one of the step's `time/…` metrics."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def add_taught(self, taught: TaughtRecord | TaughtRollout | LostSample | LostRecord | DecodingStart) -> None:
+    def add_taught(self, taught: Taught) -> None:
         """Book what a channel made, with what it measured on the way."""
+        if isinstance(taught, TaughtRecord | TaughtRollout | TaughtSiblings):
+            self._taught[taught.record_id] += 1
+            self._samples.update(sample.target.record_id for sample in taught.samples)
         match taught:
             case TaughtRecord():
                 self.add_time("time/encode_s", taught.encode_s)
@@ -73,32 +84,55 @@ class StepReport:
                 self._learned.append(taught)
                 self.add_time("time/rollout_parse_match_s", taught.make_s)
                 count_answer(self._tallies, taught, self._plan.step)
+                count_target(self._tallies, taught)
+            case TaughtSiblings():
+                self._add_siblings(taught)
             case LostSample() | LostRecord():
                 self._lost.append(taught)
             case DecodingStart():
                 self._first_request_at = taught.first_request_at
                 self.add_time("time/encode_s", taught.encode_s)
 
+    def _add_siblings(self, taught: TaughtSiblings) -> None:
+        self._learned += taught.answers
+        self._lost += taught.lost
+        self.add_time("time/rollout_parse_match_s", taught.make_s)
+        for answer in taught.answers:
+            count_answer(self._tallies, answer, self._plan.step)
+        count_rewards(self._tallies, taught)
+        if not taught.samples:
+            self._silent.append(taught.record_id)
+
     def add_pack(self, pack: LearnedPack) -> None:
         self._packs.append(pack)
 
     def check_complete(self) -> None:
-        """Raise RecordsMiscounted unless every record was in a pack or was lost, as often as it stands in the plan.
+        """Raise RecordsMiscounted unless every record was taught or lost, and what was made of it was in a pack.
 
-        To be called between the last pack and the update, so that a step that is not whole moves nothing.
+        Each as often as it stands in the plan. To be called between the last pack and the update, so that a step that
+        is not whole moves nothing.
         """
         planned = Counter(record.record_id for record in self._plan.records)
-        found = Counter(self._trained) + Counter(each.record.record_id for each in self._lost)
-        if found != planned:
-            missing, too_many = sorted((planned - found).elements()), sorted((found - planned).elements())
+        one_answer = self._plan.answers_per_record <= 1
+        lost = (each for each in self._lost if one_answer or isinstance(each, LostRecord))
+        found = self._taught + Counter(each.record.record_id for each in lost)
+        packed = Counter(self._packed)
+        if found != planned or packed != self._samples:
+            missing = (planned - found) + (self._samples - packed)
+            too_many = (found - planned) + (packed - self._samples)
             raise RecordsMiscounted(
-                f"step {self._plan.step}: neither learned nor lost: {missing}; learned or lost too often: {too_many}; "
-                "the weights are as before this step"
+                f"step {self._plan.step}: neither learned nor lost: {sorted(missing.elements())}; learned or lost too "
+                f"often: {sorted(too_many.elements())}; the weights are as before this step"
             )
 
     @property
-    def _trained(self) -> tuple[str, ...]:
+    def _packed(self) -> tuple[str, ...]:
         return tuple(record_id for pack in self._packs for record_id in pack.record_ids)
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        """Records, each once where several answers to it were learned."""
+        return self._packed if self._plan.answers_per_record <= 1 else tuple(dict.fromkeys(self._packed))
 
     def closed(self, update: StepResult, lane: ComputeLane) -> StepRecord:
         """Close the step after its update; `lane` tells when the learner computed."""
@@ -123,6 +157,7 @@ class StepReport:
             trained=self._trained,
             learned=tuple(self._learned),
             lost=tuple(self._lost),
+            silent=tuple(self._silent),
         )
 
     def _count_packs(self, tallies: Tallies, step_s: float) -> None:
@@ -175,6 +210,33 @@ def count_update(tallies: Tallies, update: StepResult) -> None:
     tallies.note("learning_rate", update.learning_rate)
 
 
+def count_target(tallies: Tallies, learned: TaughtRollout) -> None:
+    """Count how much of an answer stayed in what is taught of it."""
+    num_found = learned.sample.target.num_found
+    tallies.count("rollout/matched_for_supervision", num_found)
+    tallies.count("rollout/fn_appended", len(learned.rollout.request.encoded.record.objects) - num_found)
+
+
+def count_rewards(tallies: Tallies, taught: TaughtSiblings) -> None:
+    """Count the answers to one record under the names of section "Rewards" of docs/metrics.md."""
+    if not taught.advantages:
+        return
+    rewards = [graded.reward(taught.price) for graded in taught.graded]
+    value, named = sum(each.value for each in taught.graded), sum(each.num_named for each in taught.graded)
+    annotated = sum(len(answer.rollout.request.encoded.record.objects) for answer in taught.answers)
+    tallies.count("reward/mean", sum(rewards), len(rewards))
+    tallies.count("reward/std_in_record", pstdev(rewards), 1)
+    tallies.count("reward/price", taught.price, 1)
+    tallies.count("reward/precision", value, named)
+    tallies.count("reward/soft_f1", 2 * value, named + annotated)
+    tallies.count("reward/annotated", annotated)
+    tallies.count("reward/silent_records", taught.is_silent, 1)
+    tallies.count("reward/skipped_records", not taught.is_silent and not taught.samples, 1)
+    squares = sum(each**2 for of_answer in taught.advantages for each in of_answer)
+    tallies.count("reward/advantage_variance", squares, sum(map(len, taught.advantages)))
+    tallies.note("reward/advantage_std", taught.scale)
+
+
 def count_answer(tallies: Tallies, learned: TaughtRollout, step: int) -> None:
     """Count one decoded answer under the names of section "Rollouts" of docs/metrics.md."""
     rollout, parsed, match = learned.rollout, learned.parsed, learned.match
@@ -200,8 +262,6 @@ def count_answer(tallies: Tallies, learned: TaughtRollout, step: int) -> None:
     tallies.count("rollout/valid_pred_objects", predicted, 1)
     tallies.count("rollout/gt_objects", truth, 1)
     tallies.count("rollout/desc_accuracy_on_matched", quality.num_named, matched)
-    tallies.count("rollout/matched_for_supervision", learned.sample.target.num_found)
-    tallies.count("rollout/fn_appended", truth - learned.sample.target.num_found)
     tallies.count("rollout/fp", len(match.extra))
     tallies.count("rollout/gating_rejections", quality.num_gating_rejections)
     tallies.count("rollout/duplicate_rate", quality.num_duplicates, predicted)

@@ -2,5 +2,5 @@
 
 from collections.abc import Mapping
 
-DECODES: Mapping[str, bool] = {"A": False, "B": True}
+DECODES: Mapping[str, bool] = {"A": False, "B": True, "R": True}
 """The letters, and whether a step of that kind learns from answers that servers decode."""

@@ -30,8 +30,8 @@ class Problem:
 def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
     """All broken rules; an empty list is a configuration that can run."""
     rules = [
-        _schedule, _batch, _step_mode, _pipeline, _optimizer, _tuner, _adapters, _evaluation, _lengths, _repeats,
-        _engine, _unused,
+        _schedule, _reward, _batch, _step_mode, _pipeline, _optimizer, _tuner, _adapters, _evaluation, _lengths,
+        _repeats, _engine, _unused,
     ]  # fmt: skip
     problems = [problem for rule in rules for problem in rule(config)]
     if world_size > 1:
@@ -43,10 +43,28 @@ def problems_of(config: Config, world_size: int = 1) -> list[Problem]:
 def _schedule(config: Config) -> Iterator[Problem]:
     key, pattern = f"{STAGE2}.schedule.pattern", config.stage2.schedule.pattern
     if not config.is_stage_1 and not pattern:
-        yield Problem((key,), f"stage2_ab_training needs a list of {' and '.join(DECODES)}, such as [A, A, B]")
+        yield Problem((key,), f"stage2_ab_training needs a list of {', '.join(DECODES)}, such as [A, A, B]")
     wrong = sorted({entry for entry in pattern if entry not in DECODES})
     if wrong:
         yield Problem((key,), f"entries are {' or '.join(DECODES)}, got {wrong}")
+
+
+def _reward(config: Config) -> Iterator[Problem]:
+    """Keys that only steps of rewards look at."""
+    reward, key, rollout = config.stage2.reward, f"{STAGE2}.reward.temperature", config.rollout
+    if "R" not in config.stage2.schedule.pattern or reward.temperature == 1.0:
+        return
+    if reward.anchor_ce_weight:
+        yield Problem(
+            (key, f"{STAGE2}.reward.anchor_ce_weight"),
+            f"an anchor is taught at temperature 1, got {reward.temperature:g}; leave one of them out",
+        )
+    if rollout.max_lag or rollout.rollout_backend != "hf":
+        yield Problem(
+            (key, f"{ROLLOUT}.max_lag", f"{ROLLOUT}.rollout_backend"),
+            f"must be 1 where answers are weighted by what the server says of their likelihood, got "
+            f"{reward.temperature:g} with max_lag {rollout.max_lag} and {rollout.rollout_backend}",
+        )
 
 
 def _batch(config: Config) -> Iterator[Problem]:

@@ -125,6 +125,11 @@ class Config(Section):
         return self.stage2.channel_b.rollouts_per_step or self.effective_batch_size
 
     @property
+    def answers_per_record(self) -> dict[str, int]:
+        """Answers that are decoded for each record of a step, by its letter."""
+        return {"A": 0, "B": 1, "R": self.stage2.reward.samples_per_record}
+
+    @property
     def pipeline(self) -> bool:
         """Whether packs are learned while answers are still being decoded."""
         chosen = self.stage2.channel_b.enable_pipeline

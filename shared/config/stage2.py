@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.config.section import Section
+from shared.wire import Temperature
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -13,7 +14,7 @@ class ScheduleSection(Section):
     """Which channel each optimizer step belongs to."""
 
     pattern: tuple[str, ...] = Field(
-        default=(), description="list of A and B, repeated; required by stage2_ab_training"
+        default=(), description="list of A, B and R, repeated; required by stage2_ab_training"
     )
 
 
@@ -36,8 +37,38 @@ class ChannelBSection(Section):
     )
 
 
+class RewardSection(Section):
+    """How the answers of an R step are sampled and paid (docs/numerics.md)."""
+
+    samples_per_record: int = Field(default=4, ge=2, le=64, description="answers to each record of a step")
+    temperature: Temperature = Field(
+        default=1.0, gt=0, description="of their sampling; the gradient is taken at 1, other sampling keys are off"
+    )
+    iou_min: float = Field(default=0.5, ge=0, le=1, description="IoU from which a prediction finds a ground truth")
+    desc_share: float = Field(default=0.5, ge=0, le=1, description="share of its worth that takes the right desc")
+    invalid_cost: float = Field(default=0.3, ge=0, description="cost of a malformed, truncated or looping answer")
+    price: float | None = Field(
+        default=None, ge=0, description="cost of naming an object; null = half of the samples' own F1"
+    )
+    price_decay: float = Field(
+        default=0.9, ge=0, lt=1, description="of the moving averages behind price and scale, for each R step"
+    )
+    credit: Literal["object", "answer"] = Field(
+        default="object", description="an advantage for each object, or one for the whole answer"
+    )
+    importance_clip: float = Field(
+        default=2.0, ge=1, description="largest weight of a token that was decoded by other weights or another engine"
+    )
+    anchor_ce_weight: Weight = Field(
+        default=0.0, description="Channel A's loss on the same records, beside the reward; 0 = none"
+    )
+    annotation_recall: float = Field(
+        default=1.0, gt=0, le=1, description="share of the objects that the annotations name; below 1 lowers the price"
+    )
+
+
 class GuardSection(Section):
-    """Bands that a healthy run stays within, on means over `window` B steps."""
+    """Bands that a healthy run stays within, on means over `window` steps that decode."""
 
     enabled: bool = Field(default=True, description="watch the run")
     action: Literal["warn", "stop"] = Field(default="warn", description="what leaving a band does")
@@ -46,7 +77,7 @@ class GuardSection(Section):
     valid_rate_min: float = Field(
         default=0.8, ge=0, le=1, description="share of answers with a valid object, or rightly with none"
     )
-    window: int = Field(default=10, ge=1, description="B steps that are averaged")
+    window: int = Field(default=10, ge=1, description="steps that are averaged, those that decode")
 
 
 class Stage2Section(Section):
@@ -80,4 +111,5 @@ class Stage2Section(Section):
         default=0.5, ge=0, le=1, description="IoU from which a matched box is pulled to its ground truth in a target"
     )
     channel_b: ChannelBSection = Field(default=ChannelBSection(), description="layout of a B step")
+    reward: RewardSection = Field(default=RewardSection(), description="sampling and payment of R steps")
     guard: GuardSection = Field(default=GuardSection(), description="bands of a healthy run")

@@ -30,6 +30,7 @@ ANSWERS_ALONE = (
     "training.learning_rate=0.0005",
 )
 BOTH_KNOBS = (f"{STAGE2}.prefix_structure_ce_weight=1", f"{STAGE2}.prefix_extras=drop")
+NEITHER = (f"{STAGE2}.prefix_structure_ce_weight=0", f"{STAGE2}.prefix_extras=keep")
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ async def test_it_stops_a_run_that_collapses_and_leaves_its_healthy_twin_alone(
                     await train(run)
 
     with pytest.raises(RunLeftItsBands, match="prefix_extras: drop"):
-        await learn_from_answers("collapsing", 30)
+        await learn_from_answers("collapsing", 30, *NEITHER)
     first, *_, last = steps_of(tmp_path / "collapsing")
     await learn_from_answers("healthy", last["step"], *BOTH_KNOBS)  # by then the other had been stopped
     healthy = steps_of(tmp_path / "healthy")

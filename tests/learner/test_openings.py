@@ -10,10 +10,13 @@ import pytest
 
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import SinglePass
+from learner.channels.reward import PolicyGradient
+from learner.channels.reward_averages import RewardAverages, RewardSums
 from learner.channels.table import open_channels
 from learner.channels.target_maker import TargetMaker
 from learner.data.records import Reading, RecordSource
-from learner.decoding.opening import pool_of, sampling_of, sync_mode_of
+from learner.decoding.opening import pool_of, rules_of, sampling_of, sync_mode_of
+from learner.detection.rewards import RewardRules
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.families.load import load_model, load_tokenizer
 from learner.packing.packer import NoPacking, OnePack, Packer, packer_of
@@ -38,6 +41,7 @@ class Weighed:
 MICRO = "custom.extra.stage2_ab.channel_b.mode=micro"
 STAGE1 = "custom.trainer_variant=stage1_sft"
 ROLLOUT = "custom.extra.rollout_matching"
+AB = "custom.extra.stage2_ab"
 SYNC_MODE = f"{ROLLOUT}.vllm.sync.mode"
 
 
@@ -50,7 +54,7 @@ def channels_of(config: Config) -> Any:
     """The kinds of step of a configuration, over its checkpoint."""
     vocabulary = CoordinateVocabulary.from_tokenizer(load_tokenizer(config.model.model))
     loaded = load_model(config.model.model, dtype="float32", device="cpu")
-    return open_channels(config, loaded, TargetMaker.of(config, vocabulary))
+    return open_channels(config, loaded, TargetMaker.of(config, vocabulary), RewardAverages(config.stage2.reward))
 
 
 def planner_of(config: Config, source: RecordSource) -> Planner:
@@ -97,7 +101,7 @@ def test_every_matching_key_reaches_the_matcher(config_of: ConfigOf) -> None:
 
 def test_coordinates_are_words_in_stage_1_alone(config_of: ConfigOf) -> None:
     of_stage_2, of_stage_1 = channels_of(config_of()), channels_of(config_of(STAGE1))
-    assert [kind.targets.weights.coord_ce_weight for kind in of_stage_2.values()] == [0, 0]
+    assert [kind.targets.weights.coord_ce_weight for kind in of_stage_2.values()] == [0, 0, 0]
     assert {channel: kind.targets.weights.coord_ce_weight for channel, kind in of_stage_1.items()} == {Channel.A: 1}
 
 
@@ -116,11 +120,49 @@ def test_every_loss_key_reaches_the_objectives(config_of: ConfigOf) -> None:
     stage2 = {f"{name}_weight": value for name, value in weights.items()}
     stage2 |= {"softctx_temperature": 0.5, "target_sigma": 3.0, "n_softctx_iter": 4}
     config = config_of(*(f"custom.extra.stage2_ab.{key}={value}" for key, value in stage2.items()))
-    expectation, rollout_matching = (kind.objective for kind in channels_of(config).values())
+    expectation, rollout_matching, reward = (kind.objective for kind in channels_of(config).values())
     assert isinstance(expectation, Expectation)
     assert isinstance(rollout_matching, SinglePass)
     assert expectation.num_passes == 4
-    assert expectation.last_pass.section == rollout_matching.last_pass.section == config.stage2
+    assert isinstance(reward, PolicyGradient)
+    for objective in (expectation, rollout_matching, reward):
+        assert objective.last_pass.section == config.stage2
+
+
+def test_every_reward_key_reaches_the_steps_of_channel_r(config_of: ConfigOf) -> None:
+    rules = {"iou_min": 0.6, "desc_share": 0.25, "invalid_cost": 0.1, "credit": "answer"}
+    others = {"price": 0.11, "price_decay": 0.8, "importance_clip": 3.0, "anchor_ce_weight": 0.1}
+    overrides = [f"{AB}.reward.{key}={value}" for key, value in {**rules, **others}.items()]
+    config = config_of(*overrides, f"{AB}.reward.annotation_recall=0.5", "custom.object_ordering=random")
+    kind = channels_of(config)[Channel.R]
+    assert kind.rules == RewardRules(**rules, in_order=False)
+    assert kind.averages.price == 0.11
+    assert kind.averages.soft_f1_of(RewardSums(value=10, named=20, annotated=30)) == pytest.approx(10 / 40)
+    assert kind.objective.anchor_ce_weight == 0.1
+    assert kind.has_anchor
+    assert kind.objective.last_pass.section.reward == config.stage2.reward
+
+
+@pytest.mark.parametrize(("backend", "max_lag", "asked"), [("hf", 0, False), ("hf", 2, True), ("vllm", 0, True)])
+def test_steps_of_rewards_sample_the_models_own_distribution(
+    config_of: ConfigOf, vocabulary: CoordinateVocabulary, backend: str, max_lag: int, asked: bool
+) -> None:
+    keys = {"temperature": 0.3, "top_p": 0.5, "top_k": 7, "repetition_penalty": 1.2, "max_lag": max_lag}
+    overrides = [f"{ROLLOUT}.{key}={value}" for key, value in keys.items()]
+    reward = [f"{AB}.reward.samples_per_record=3", f"{AB}.schedule.pattern=[A,R]"]
+    config = config_of(*overrides, *reward, f"{ROLLOUT}.rollout_backend={backend}")
+    sampling = sampling_of(config.rollout, vocabulary, QWEN3_VL)
+    rules = rules_of(config, 10, sampling)
+    for_r = rules.asked[Channel.R]
+    assert (for_r.num_samples, for_r.return_logprobs) == (3, asked)
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    assert for_r.sampling == sampling.model_copy(update=plain)
+    assert Channel.B not in rules.asked
+    warmer = config_of(f"{AB}.reward.temperature=0.5")
+    of_warmer = rules_of(warmer, 10, sampling_of(warmer.rollout, vocabulary, QWEN3_VL)).asked[Channel.R].sampling
+    assert of_warmer is not None
+    assert of_warmer.temperature == 0.5
+    assert channels_of(warmer)[Channel.R].objective.temperature == 0.5
 
 
 def test_packs_are_filled_and_held_as_written(config_of: ConfigOf) -> None:

@@ -4,13 +4,16 @@ from learner.detection.prediction import DropReason
 from shared.metrics import METRICS, metric_named
 
 FROZEN = """
-stage2/channel_a stage2/channel_b stage2/raw_rollouts stage2/invalid_rollout stage2/empty_rollout stage2/policy_lag
-loss loss/ce loss/bbox_l1 loss/bbox_giou loss/coord loss/coord_mass grad_norm learning_rate epoch
+stage2/channel_a stage2/channel_b stage2/channel_r
+stage2/raw_rollouts stage2/invalid_rollout stage2/empty_rollout stage2/policy_lag
+loss loss/reward loss/ce loss/bbox_l1 loss/bbox_giou loss/coord loss/coord_mass grad_norm learning_rate epoch
 rollout/parse_truncated_rate rollout/parse_dropped_invalid rollout/parse_obj_valid_frac rollout/sample_valid_pred_rate
 rollout/sample_any_match_rate rollout/precision rollout/recall rollout/f1 rollout/matched_maskiou_mean
 rollout/valid_pred_objects rollout/gt_objects rollout/matched_for_supervision rollout/fn_appended rollout/fp
 rollout/gating_rejections rollout/duplicate_rate rollout/pred_per_gt rollout/desc_accuracy_on_matched
 rollout/gen_new_tokens_mean rollout/gen_new_tokens_p90 rollout/gen_new_tokens_p99 rollout/gen_tokens_per_s
+reward/mean reward/price reward/soft_f1 reward/precision reward/std_in_record reward/silent_records
+reward/advantage_std reward/importance_mean reward/importance_clipped reward/entropy
 packing/post_rollout_fill packing/post_rollout_segments packing/num_packs
 time/step_s time/rollout_generate_s time/rollout_wait_s time/rollout_parse_match_s time/encode_s
 time/post_rollout_pack_s time/forward_s time/backward_s time/sync_s time/optimizer_s

@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from learner.channels.expectation import Expectation
 from learner.channels.last_pass import LastPass
-from learner.checkpoints.checkpoint import Checkpoints, latest_checkpoint, read_state
+from learner.channels.reward_averages import RewardAverages
+from learner.checkpoints.checkpoint import Checkpoints, Followed, latest_checkpoint, read_state
 from learner.checkpoints.start import Start, start_of
 from learner.families.load import load_model
 from learner.model.loaded import LoadedModel
@@ -22,7 +23,7 @@ from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
 from shared.checkpoint_facts import base_model
 from shared.config.models import Config
-from shared.config.stage2 import GuardSection, Stage2Section
+from shared.config.stage2 import GuardSection, RewardSection, Stage2Section
 from shared.config.training import TrainingSection, TunerSection
 from shared.errors import ConfigError, DataError
 
@@ -47,7 +48,13 @@ class Run:
         training = TrainingSection(output_dir=folder, learning_rate=1e-2, vit_lr=1e-3)
         self.optimizer = StepOptimizer(self.loaded, training, num_steps=6)
         self.learner = Learner(self.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
-        self.checkpoints = Checkpoints(self.loaded, self.optimizer, Guard(GuardSection()), training, "digest")
+        self.checkpoints = Checkpoints(
+            self.loaded,
+            self.optimizer,
+            Followed(Guard(GuardSection()), RewardAverages(RewardSection()), 1.0),
+            training,
+            "digest",
+        )
         self.progress = Progress(num_steps=6)
         self.objective = Expectation(LastPass(Stage2Section(), bench.coordinate_ids), 2)
 

@@ -11,7 +11,15 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from learner.channels.last_pass import LastPass, SinglePass
-from learner.checkpoints.checkpoint import Checkpoints, checkpoints_in, latest_checkpoint, read_state, set_aside_later
+from learner.channels.reward_averages import RewardAverages
+from learner.checkpoints.checkpoint import (
+    Checkpoints,
+    Followed,
+    checkpoints_in,
+    latest_checkpoint,
+    read_state,
+    set_aside_later,
+)
 from learner.families.load import load_model, load_tokenizer
 from learner.plan.progress import Progress
 from learner.plan.schedule import Channel
@@ -20,7 +28,7 @@ from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
-from shared.config.stage2 import GuardSection, Stage2Section
+from shared.config.stage2 import GuardSection, RewardSection, Stage2Section
 from shared.config.training import TrainingSection
 from shared.errors import DataError
 
@@ -38,8 +46,9 @@ class Trained:
         self.bench, self.training = bench, training
         self.optimizer = StepOptimizer(bench.loaded, training, NUM_STEPS)
         self.learner = Learner(bench.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
-        self.guard = Guard(GuardSection(window=2))
-        self.checkpoints = Checkpoints(bench.loaded, self.optimizer, self.guard, training, "digest")
+        self.guard, self.averages = Guard(GuardSection(window=2)), RewardAverages(RewardSection())
+        self.followed = Followed(self.guard, self.averages, answer_weight=42.0)
+        self.checkpoints = Checkpoints(bench.loaded, self.optimizer, self.followed, training, "digest")
         self.progress = Progress(num_steps=NUM_STEPS)
 
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> list[float]:
@@ -99,7 +108,7 @@ def test_optimizer_state_goes_where_a_fresh_optimizer_would_put_it(trained: Trai
     model = trained.bench.loaded.model.to(device)
     model.tie_weights()  # moving to the meta device unties
     optimizer = StepOptimizer(trained.bench.loaded, trained.training, NUM_STEPS)
-    resumed = Checkpoints(trained.bench.loaded, optimizer, trained.guard, trained.training, "digest")
+    resumed = Checkpoints(trained.bench.loaded, optimizer, trained.followed, trained.training, "digest")
     resumed.restore(folder)
     for each in optimizer.optimizers.values():
         assert len(each.state) == sum(len(group["params"]) for group in each.param_groups)
@@ -108,6 +117,20 @@ def test_optimizer_state_goes_where_a_fresh_optimizer_would_put_it(trained: Trai
         for parameter in optimizer.parameters:
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
+
+
+def test_a_resumed_run_keeps_what_its_loss_is_divided_by_and_its_price(trained: Trained, tmp_path: Path) -> None:
+    step = Tallies()
+    step.count("reward/precision", 4.0, 10)
+    step.count("reward/annotated", 15.0)
+    step.count("reward/advantage_variance", 9.0, 100)
+    trained.averages.follow(step)
+    folder = trained.checkpoints.save(trained.progress)
+    assert read_state(folder).answer_weight == 42.0
+    resumed = Trained(trained.bench, tmp_path)
+    resumed.checkpoints.restore(folder)
+    assert resumed.averages.price == trained.averages.price == pytest.approx(4 / 25)
+    assert resumed.averages.scale == trained.averages.scale == pytest.approx(0.3)
 
 
 def test_the_guard_goes_on_with_the_window_it_had(trained: Trained, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from learner.checkpoints.checkpoint import Checkpoints
+from learner.channels.reward_averages import RewardAverages
+from learner.checkpoints.checkpoint import Checkpoints, Followed
 from learner.checkpoints.export import export, main
 from learner.families.load import load_model, load_tokenizer
 from learner.model.loaded import LoadedModel
@@ -22,7 +23,7 @@ from learner.types import RolloutRequest
 from rollout_server.engines.base import EngineAnswer, EngineRequest
 from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
-from shared.config.stage2 import GuardSection
+from shared.config.stage2 import GuardSection, RewardSection
 from shared.config.training import TrainingSection, TunerSection
 from shared.wire import Sampling
 
@@ -46,8 +47,10 @@ def saved(checkpoint: Path, tmp_path: Path) -> Callable[..., tuple[LoadedModel, 
                 if parameter.requires_grad:
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         training = TrainingSection(output_dir=tmp_path / "run", save_only_model=True)
-        optimizer, guard = StepOptimizer(loaded, training, 1), Guard(GuardSection())
-        checkpoints = Checkpoints(loaded, optimizer, guard, training, "digest")
+        optimizer = StepOptimizer(loaded, training, 1)
+        checkpoints = Checkpoints(
+            loaded, optimizer, Followed(Guard(GuardSection()), RewardAverages(RewardSection()), 1.0), training, "digest"
+        )
         return loaded, checkpoints.save(Progress(num_steps=1, step=1))
 
     return save

@@ -40,6 +40,11 @@ def batch_of(
         ce_weights=torch.tensor(ce_weights),
         box_slots=torch.tensor(slots, dtype=torch.long).reshape(-1, 4),
         box_bins=torch.tensor(bins, dtype=torch.long).reshape(-1, 4),
+        sampled=torch.zeros(len(labels), dtype=torch.bool),
+        advantages=torch.zeros(len(labels)),
+        served_logprobs=torch.full((len(labels),), torch.nan),
+        num_answers=0,
+        num_sampled_tokens=0,
     )
 
 

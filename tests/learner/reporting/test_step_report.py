@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from learner.detection.record import GroundTruthObject
+from learner.detection.rewards import RewardRules, grade_answer
 from learner.detection.serialize import answer_text
 from learner.plan.schedule import Channel
 from learner.plan.step_plan import StepPlan
@@ -15,7 +16,7 @@ from learner.plan.time_split import LearnerActivity, RunAccount, ServerActivity
 from learner.reporting.step_report import RecordsMiscounted, StepRecord, StepReport
 from learner.reporting.tallies import Tallies
 from learner.training.lane import ComputeLane
-from learner.types import DecodingStart, LearnedPack, LostSample, StepResult, TaughtRollout
+from learner.types import DecodingStart, LearnedPack, LostSample, StepResult, TaughtRollout, TaughtSiblings
 from shared.accounting import TimeAccount
 from shared.metrics import metric_named
 
@@ -177,8 +178,8 @@ def test_every_second_of_both_sides_is_booked_once(plan_of: PlanOf, channel: Cha
             "learner_syncing": 5 / 40,
             "server_decoding": decoding / 40,
             "server_syncing": 5 / 40,
-            "server_starved": (idle if channel is Channel.B else 0) / 40,
-            "server_idle": (10 + (idle if channel is Channel.A else 0)) / 40,
+            "server_starved": (idle if channel.decodes else 0) / 40,
+            "server_idle": (10 + (idle if not channel.decodes else 0)) / 40,
         }
     )
     assert metrics["time/between_steps_s"] == 10
@@ -218,8 +219,12 @@ def test_what_was_in_packs_was_trained_and_a_record_that_stands_twice_counts_twi
     request = replace(learned_of("{}").rollout.request, repeat=1)
     assert request.uid == "train:1+1"
     report = opened(plan)
+    report.add_taught(of_record(learned_of("{}"), "train:2"))
     report.add_pack(pack(record_ids=("train:2",)))
     report.add_taught(LostSample(request, "engine_error", "died", retryable=True))
+    with pytest.raises(RecordsMiscounted, match=r"nor lost: \['train:1'\]"):
+        report.check_complete()
+    report.add_taught(learned_of("{}"))
     with pytest.raises(RecordsMiscounted, match=r"nor lost: \['train:1'\]"):
         report.check_complete()
     report.add_pack(pack(record_ids=("train:1",)))
@@ -228,6 +233,56 @@ def test_what_was_in_packs_was_trained_and_a_record_that_stands_twice_counts_twi
     report.add_pack(pack(record_ids=("train:1",)))
     with pytest.raises(RecordsMiscounted, match=r"too often: \['train:1'\]"):
         report.check_complete()
+
+
+def of_record(learned: TaughtRollout, record_id: str) -> TaughtRollout:
+    """The same of another record."""
+    encoded = learned.rollout.request.encoded
+    request = replace(
+        learned.rollout.request, encoded=replace(encoded, record=replace(encoded.record, record_id=record_id))
+    )
+    sample = replace(learned.sample, target=replace(learned.sample.target, record_id=record_id))
+    return replace(learned, rollout=replace(learned.rollout, request=request), sample=sample)
+
+
+def test_answers_to_one_record_are_counted_and_the_record_is_trained_once(
+    plan_of: PlanOf, learned_of: LearnedOf
+) -> None:
+    answers = tuple(learned_of(text + "<|im_end|>", (CAT, DOG)) for text in (answer_text([CAT]), "{}"))
+    record = answers[0].rollout.request.encoded.record
+    graded = tuple(grade_answer(each.parsed, 5, False, record.objects, RewardRules()) for each in answers)
+    paid = TaughtSiblings(
+        "train:1", answers, graded, (), 0.2, 0.5, [[0.5] * 5, [-0.5] * 5], tuple(each.sample for each in answers)
+    )
+    plan = replace(plan_of(2, Channel.R), groups=((record,),), answers_per_record=2)
+    report = opened(plan)
+    report.add_taught(paid)
+    with pytest.raises(RecordsMiscounted, match=r"nor lost: \['train:1', 'train:1'\]"):
+        report.check_complete()
+    report.add_pack(pack(record_ids=("train:1", "train:1")))
+    report.check_complete()
+    step = closed(report)
+    assert (step.trained, step.silent) == (("train:1",), ())
+    metrics = step.tallies.reduced()
+    expected = {
+        "stage2/channel_r": 1,
+        "stage2/raw_rollouts": 2,
+        "reward/mean": (1.0 - 0.2) / 2,
+        "reward/price": 0.2,
+        "reward/precision": 1.0,
+        "reward/soft_f1": 2 / (1 + 4),
+        "reward/std_in_record": 0.4,
+        "reward/silent_records": 0,
+        "reward/advantage_std": 0.5,
+        "reward/advantage_variance": 0.25,
+        "rollout/recall": 1 / 4,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert "rollout/fn_appended" not in metrics
+    silent = opened(plan)
+    silent.add_taught(replace(paid, advantages=[[0.0]] * 2, samples=()))
+    silent.check_complete()
+    assert closed(silent).silent == ("train:1",)
 
 
 def test_steps_logged_together_are_added_before_they_are_divided(plan_of: PlanOf, learned_of: LearnedOf) -> None:

@@ -52,7 +52,7 @@ def test_a_step_in_three_packs_is_a_step_in_one(workbench_of: Any, pack_of: Any,
     assert updates[0].loss == pytest.approx(updates[1].loss, rel=1e-5)
     assert updates[0].grad_norm == pytest.approx(updates[1].grad_norm, rel=1e-4)
     answer_weights = sum(sample.target.ce_denominator for sample in samples)
-    counts = {"sample": answer_weights, "box": 6, "slot": 24}
+    counts = {"sample": answer_weights, "box": 6, "slot": 24, "answer": 0, "token": 0}
     assert {metric: count for metric, (_, count) in updates[0].terms.items()} == {
         metric: counts[per] for metric, per in PER.items()
     }
