@@ -96,7 +96,7 @@ def _mount_rollouts(
         _check_batch(batch)
         _check_engine(engine)
         weights.check_servable(batch.policy_version)
-        admission.admit(batch.batch_id, len(batch.samples))
+        admission.admit(batch.batch_id, len(batch.uids))
 
         def end() -> None:
             del streams[batch.batch_id]
@@ -188,7 +188,7 @@ def _problems(error: ValidationError | RequestValidationError) -> str:
 def _check_batch(batch: RolloutBatch) -> None:
     if batch.wire_version != WIRE_VERSION:
         raise Refusal(400, "wire_version", f"wire version {batch.wire_version}, this server speaks {WIRE_VERSION}")
-    uids = [sample.uid for sample in batch.samples]
+    uids = batch.uids
     if len(set(uids)) != len(uids):
         twice = next(uid for uid in uids if uids.count(uid) > 1)
         raise Refusal(400, "duplicate_uid", f"uid {twice!r} stands twice in batch {batch.batch_id!r}")

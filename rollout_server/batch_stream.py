@@ -1,8 +1,8 @@
 """One batch of rollouts: a request body in, a stream of lines out.
 
-The decoding task fills a hand-off that holds as many lines as the batch has samples, the sending task drains it into
-the socket. So a slow reader stops only the sending. A reader that goes away, a DELETE or the end of the stream stops
-the decoding.
+The decoding task fills a hand-off that holds as many lines as the batch asks for answers, the sending task drains it
+into the socket. So a slow reader stops only the sending. A reader that goes away, a DELETE or the end of the stream
+stops the decoding.
 """
 
 import time
@@ -56,8 +56,9 @@ class BatchStream(Response):
         self._settings = settings
         self._on_end = on_end
         self._accepted_at = time.monotonic()
-        self._unanswered = {sample.uid for sample in batch.samples}
-        self._lines_in, self._lines = anyio.create_memory_object_stream[AnyLine](max_buffer_size=len(batch.samples))
+        self._num_answers = len(batch.uids)
+        self._unanswered = set(batch.uids)
+        self._lines_in, self._lines = anyio.create_memory_object_stream[AnyLine](max_buffer_size=self._num_answers)
         self._life = anyio.CancelScope()
         self._decoding = anyio.CancelScope()
         self._finished = self._failed = self._generated_tokens = 0
@@ -102,24 +103,28 @@ class BatchStream(Response):
             try:
                 images = [await self._image_bytes(image) for image in sample.images]
             except Exception as error:
-                self._put(EngineFailure(sample.uid, "bad_image", str(error)))
+                for answer in sample.answers:
+                    self._put(EngineFailure(answer.uid, "bad_image", str(error)))
             else:
-                requests.append(self._engine_request(sample, tuple(images)))
+                requests += self._engine_requests(sample, tuple(images))
         if not requests:
             return
         async with aclosing(self._engine.generate(requests)) as results:
             async for result in results:
                 self._put(result)
 
-    def _engine_request(self, sample: RolloutSample, images: tuple[bytes, ...]) -> EngineRequest:
-        return EngineRequest(
-            uid=sample.uid,
-            prompt_token_ids=sample.prompt_token_ids,
-            images=images,
-            sampling=self._batch.sampling,
-            seed=sample.seed,
-            return_logprobs=self._batch.return_logprobs,
-        )
+    def _engine_requests(self, sample: RolloutSample, images: tuple[bytes, ...]) -> list[EngineRequest]:
+        return [
+            EngineRequest(
+                uid=answer.uid,
+                prompt_token_ids=sample.prompt_token_ids,
+                images=images,
+                sampling=self._batch.sampling,
+                seed=answer.seed,
+                return_logprobs=self._batch.return_logprobs,
+            )
+            for answer in sample.answers
+        ]
 
     async def _image_bytes(self, image: WireImage) -> bytes:
         """The encoded image; raises ValueError for a path that leads out of the image root, OSError if unreadable."""
@@ -173,7 +178,7 @@ class BatchStream(Response):
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await put(encode_line(self._header()))
-        for _ in self._batch.samples:
+        for _ in range(self._num_answers):
             while (line := await self._line_in_time()) is None:
                 await put(encode_line(self._heartbeat()))
             await put(encode_line(line))
@@ -186,9 +191,7 @@ class BatchStream(Response):
         return None
 
     def _header(self) -> StreamHeader:
-        return StreamHeader(
-            batch_id=self._batch.batch_id, policy_version=self._version, accepted=len(self._batch.samples)
-        )
+        return StreamHeader(batch_id=self._batch.batch_id, policy_version=self._version, accepted=self._num_answers)
 
     def _heartbeat(self) -> StreamHeartbeat:
         load = self._engine.load()

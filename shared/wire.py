@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Raised by every change that an older peer cannot read."""
 
 
@@ -103,15 +103,32 @@ class PathImage(WireModel):
 WireImage = Annotated[InlineImage | PathImage, Field(discriminator="kind")]
 
 
-class RolloutSample(WireModel):
-    """One answer to decode. `uid` is the caller's and unique in its batch."""
+Uid = Annotated[str, Field(min_length=1, max_length=256)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-    uid: str = Field(min_length=1, max_length=256)
+
+class Sibling(WireModel):
+    """A further answer to a sample's prompt and images, which travel once."""
+
+    uid: Uid
+    seed: Seed
+
+
+class RolloutSample(WireModel):
+    """One answer to decode, and any number of siblings. `uid`s are the caller's and unique in their batch."""
+
+    uid: Uid
     prompt_token_ids: tuple[int, ...] = Field(
         min_length=1, description="one image placeholder id per image, unexpanded"
     )
     images: tuple[WireImage, ...] = ()
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
+    siblings: tuple[Sibling, ...] = ()
+
+    @property
+    def answers(self) -> tuple[Sibling, ...]:
+        """Every answer that is asked for, by its own uid and seed."""
+        return (Sibling(uid=self.uid, seed=self.seed), *self.siblings)
 
 
 class RolloutBatch(WireModel):
@@ -123,6 +140,11 @@ class RolloutBatch(WireModel):
     sampling: Sampling
     samples: tuple[RolloutSample, ...] = Field(min_length=1)
     return_logprobs: bool = False
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """Of every answer that is asked for; each has a line of its own."""
+        return tuple(answer.uid for sample in self.samples for answer in sample.answers)
 
 
 FinishReason = Literal["stop", "length", "repetition", "object_limit"]

@@ -33,6 +33,7 @@ from shared.wire import (
     RolloutSample,
     Sampling,
     ServerInfo,
+    Sibling,
     StreamError,
     StreamFooter,
     StreamHeader,
@@ -95,7 +96,7 @@ class RolloutServer:
             batch_id=batch_id,
             policy_version=version,
             sampling=sampling,
-            samples=tuple(wire_sample(request) for request in requests),
+            samples=wire_samples(requests),
             return_logprobs=return_logprobs,
         )
         complete = False
@@ -153,14 +154,20 @@ class RolloutServer:
         raise error
 
 
-def wire_sample(request: RolloutRequest) -> RolloutSample:
-    """The request as it goes over the wire: unexpanded prompt ids and the image's own bytes."""
-    encoded = request.encoded
-    return RolloutSample(
-        uid=request.uid,
-        prompt_token_ids=encoded.request_token_ids,
-        images=(InlineImage(data=encoded.image.png),),
-        seed=request.seed,
+def wire_samples(requests: Sequence[RolloutRequest]) -> tuple[RolloutSample, ...]:
+    """Requests as they go over the wire: unexpanded prompt ids and the image's own bytes, once for all of a record."""
+    by_place: dict[str, list[RolloutRequest]] = {}
+    for request in requests:
+        by_place.setdefault(request.place, []).append(request)
+    return tuple(
+        RolloutSample(
+            uid=first.uid,
+            prompt_token_ids=first.encoded.request_token_ids,
+            images=(InlineImage(data=first.encoded.image.png),),
+            seed=first.seed,
+            siblings=tuple(Sibling(uid=each.uid, seed=each.seed) for each in others),
+        )
+        for first, *others in by_place.values()
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.very_slow]
 
 DORA = (
     "server_port=0", "tuner.train_type=lora", "tuner.use_dora=true", "tuner.lora_dropout=0.1", "training.optim=adamw",

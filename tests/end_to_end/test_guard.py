@@ -38,6 +38,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 async def test_it_stops_a_run_that_collapses_and_leaves_its_healthy_twin_alone(
     serving: Any, config_for: Callable[[Path, Path], Path], stage1: Path, tmp_path: Path
 ) -> None:

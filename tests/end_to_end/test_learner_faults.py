@@ -123,6 +123,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield disk
 
 
+@pytest.mark.very_slow
 def test_a_run_that_is_killed_has_no_disk_and_is_asked_to_stop_is_resumed_to_the_same_weights(
     up, disk: SmallDisk, undisturbed: Path
 ) -> None:

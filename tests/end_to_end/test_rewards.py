@@ -45,6 +45,7 @@ def test_every_record_of_a_step_has_its_answers_and_is_counted_once(paid) -> Non
     assert any(line["trained"] for line in (ledger[1], ledger[3])), "no record taught anything"
 
 
+@pytest.mark.very_slow
 def test_a_resumed_run_goes_on_with_the_price_it_had_to_the_same_weights(
     paid, start, config_of, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_only_server_is_frozen_in_a_publish_killed_between_two_answers_and_f
     assert_nothing_happened(run, undisturbed)
 
 
+@pytest.mark.very_slow
 def test_a_learner_that_reads_late_then_one_of_two_servers_is_frozen_and_one_is_killed(
     up, undisturbed: Path, late
 ) -> None:
@@ -106,6 +107,7 @@ def test_streams_that_are_cut_and_engines_that_hang_or_die(up, undisturbed: Path
 
 
 @pytest.mark.parametrize("engine", ["hf"], indirect=True, scope="session")
+@pytest.mark.very_slow
 def test_memory_stays_flat_while_a_server_dies_again_and_again(up) -> None:
     num_steps, deaths, early, late_on = 40, (6, 16, 26), 12, 38
     run = up(
@@ -129,6 +131,7 @@ def test_memory_stays_flat_while_a_server_dies_again_and_again(up) -> None:
 
 
 @pytest.mark.parametrize("engine", ["scripted"], indirect=True, scope="session")
+@pytest.mark.very_slow
 def test_a_server_that_dies_too_often_ends_the_run_and_says_why(up) -> None:
     run = up("max_restarts=0", f"{PATTERN}=[B]", f"{ROLLOUT}.vllm.server.timeout_s=3")
     disturb(run, 0, signal.SIGKILL)

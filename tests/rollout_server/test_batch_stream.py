@@ -21,6 +21,7 @@ from shared.wire import (
     PolicyVersion,
     RolloutBatch,
     RolloutSample,
+    Sibling,
     StreamError,
     StreamFooter,
     StreamHeader,
@@ -63,6 +64,26 @@ async def test_every_sample_is_answered_once_between_header_and_footer(scripted,
     assert {(line.num_prompt_tokens, line.image_grid) for line in samples} == {(11, ((1, 4, 4),))}
     assert isinstance(footer, StreamFooter)
     assert (footer.finished, footer.failed, footer.generated_tokens) == (6, 0, 18)
+
+
+async def test_siblings_share_a_prompt_and_are_answered_by_themselves(scripted, serving, prompts, image) -> None:
+    batch = prompts.batch("a", "b")
+    siblings = tuple(Sibling(uid=f"a#{number}", seed=number) for number in (1, 2))
+    first, second = batch.samples
+    broken = replace_image(second, b"no image").model_copy(update={"siblings": (Sibling(uid="b#1", seed=1),)})
+    samples = (first.model_copy(update={"siblings": siblings}), broken)
+    with serving(scripted({"default": [7], "answers": {"a#2": [9, 7]}})) as server:
+        async with server.client() as client:
+            header, *lines, footer = await ask(client, batch.model_copy(update={"samples": samples}))
+            twice = batch.model_copy(update={"samples": (samples[0], samples[0].model_copy(update={"uid": "c"}))})
+            assert (await refused(client, twice))[1].code == "duplicate_uid"
+    assert isinstance(header, StreamHeader)
+    assert header.accepted == 5
+    answers = {line.uid: line.token_ids for line in lines if isinstance(line, StreamSample)}
+    assert answers == {"a": (7,), "a#1": (7,), "a#2": (9, 7)}
+    assert {line.uid for line in lines if isinstance(line, StreamError)} == {"b", "b#1"}
+    assert isinstance(footer, StreamFooter)
+    assert (footer.finished, footer.failed) == (3, 2)
 
 
 async def test_a_finished_sample_is_sent_while_others_are_being_decoded(scripted, serving, prompts) -> None:

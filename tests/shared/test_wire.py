@@ -7,10 +7,11 @@ from shared import wire
 from shared.wire import InlineImage, RolloutBatch, RolloutSample, Sampling, WireModel
 
 GOLDEN_BATCH = (
-    '{"wire_version":1,"batch_id":"b1","policy_version":{"incarnation":"ab","step":7},'
+    '{"wire_version":4,"batch_id":"b1","policy_version":{"incarnation":"ab","step":7},'
     '"sampling":{"max_new_tokens":16,"temperature":0.0,"top_p":1.0,"top_k":0,"repetition_penalty":1.0,'
     '"stop_token_ids":[5],"banned_token_ids":[],"repeat_terminate":null},'
-    '"samples":[{"uid":"train:1","prompt_token_ids":[1,2],"images":[{"kind":"inline","data":"-_8A"}],"seed":0}],'
+    '"samples":[{"uid":"train:1#0","prompt_token_ids":[1,2],"images":[{"kind":"inline","data":"-_8A"}],"seed":0,'
+    '"siblings":[{"uid":"train:1#1","seed":5}]}],'
     '"return_logprobs":false}'
 )
 
@@ -25,8 +26,10 @@ def test_standard_base64_is_read_too() -> None:
     assert InlineImage.model_validate_json('{"kind":"inline","data":"+/8A"}').data == b"\xfb\xff\x00"
 
 
-def test_a_batch_is_written_as_an_older_peer_reads_it() -> None:
+def test_a_batch_is_written_as_another_peer_of_this_version_reads_it() -> None:
     batch = RolloutBatch.model_validate_json(GOLDEN_BATCH)
+    assert batch.uids == ("train:1#0", "train:1#1")
+    assert [answer.seed for answer in batch.samples[0].answers] == [0, 5]
     assert batch.samples[0].images[0].data == b"\xfb\xff\x00"
     assert batch.model_dump_json() == GOLDEN_BATCH
 

@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from learner.servers.rollouts import RolloutServer
+from learner.servers.rollouts import RolloutServer, wire_samples
 from learner.servers.stall import watch_progress
 from learner.types import LostSample, Rollout, RolloutRequest
 from shared.errors import PromptMismatch, ProtocolError, ServerUnavailable, VersionConflict
@@ -47,6 +47,21 @@ async def test_every_request_comes_back_with_its_own_answer(serving, scripted, r
         "data:3": "stop",
     }
     assert got["data:2"].request is requests[1]
+
+
+async def test_answers_to_one_record_ask_for_its_image_once(serving, scripted, requests_of, sampling) -> None:
+    plain = requests_of(2)
+    requests = [replace(each, seed=10 + number, sample=number) for each in plain for number in range(3)]
+    samples = wire_samples(requests)
+    assert [sample.uid for sample in samples] == ["data:1#0", "data:2#0"]
+    assert [[answer.seed for answer in sample.answers] for sample in samples] == [[10, 11, 12]] * 2
+    assert len(wire_samples([plain[0], replace(plain[0], repeat=1)])) == 2
+    with serving(scripted({"default": [7], "answers": {"data:2#1": [40, 7]}})) as running:
+        async with running.client() as client:
+            got = {result.request.uid: result for result in await decoded(client, requests, sampling)}
+    assert got.keys() == {request.uid for request in requests}
+    assert got["data:2#1"].token_ids == (40, 7)
+    assert got["data:2#1"].request is requests[4]
 
 
 async def test_an_answer_arrives_while_others_are_still_decoded(serving, scripted, requests_of, sampling) -> None:

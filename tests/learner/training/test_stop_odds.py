@@ -32,7 +32,7 @@ OBJECTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("short", [0, 1])
+@pytest.mark.parametrize("short", [0, pytest.param(1, marks=pytest.mark.very_slow)])
 @pytest.mark.parametrize(("num_samples", "num_steps"), [(2, 300), (32, 40)])
 def test_the_learned_odds_of_stopping_are_those_of_the_annotations(
     workbench: Any, pack_of: Any, num_samples: int, num_steps: int, short: int
