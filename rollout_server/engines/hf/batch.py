@@ -11,6 +11,7 @@ from torch import Tensor
 from rollout_server.engines.cache_sizes import CacheSizes
 from rollout_server.engines.hf.cache import PrefillView, RowCache, StepView
 from rollout_server.engines.hf.families.family import DecodedFamily
+from rollout_server.engines.hf.prompt import Prompt
 from rollout_server.engines.hf.row import Row
 from rollout_server.engines.hf.sampling import BatchSampler, Choice
 
@@ -73,29 +74,35 @@ class DecodeBatch:
         self._drop(self._extend(self.rows, choice))
 
     def _prefill(self, group: Sequence[Row]) -> None:
+        """Rows that share a prompt are prefilled once; the others of them get a copy of what that left in the cache."""
+        group = first_of_each_prompt_first(group)
+        places: dict[int, int] = {}
+        of_prompt = [places.setdefault(id(row.prompt), len(places)) for row in group]
+        prompts = [row.prompt for row in group[: len(places)]]
         started = time.monotonic()
         for row in group:
             row.started_at = started
         first = len(self.rows)
         longest = max(row.num_reserved for row in (*self.rows, *group))
         self._cache.reserve(first + len(group), longest)
-        hidden = self._prompt_states(group, PrefillView(self._cache, first))
-        ends = torch.tensor([row.prompt.num_tokens - 1 for row in group], device=self._device)
-        logits = self._model.lm_head(hidden[torch.arange(len(group), device=self._device), ends])
-        choice = BatchSampler(group, self._vocab_size, self._device).choose(logits)
+        hidden = self._prompt_states(prompts, PrefillView(self._cache, first))
+        ends = torch.tensor([prompt.num_tokens - 1 for prompt in prompts], device=self._device)
+        logits = self._model.lm_head(hidden[torch.arange(len(prompts), device=self._device), ends])
+        for place in range(len(prompts), len(group)):
+            self._cache.copy(first + of_prompt[place], first + place, group[place].prompt.num_tokens)
+        choice = BatchSampler(group, self._vocab_size, self._device).choose(logits[of_prompt])
         self.rows = [*self.rows, *group]
         self._front = None
         self._drop([first + index for index in self._extend(group, choice)])
 
-    def _prompt_states(self, group: Sequence[Row], view: PrefillView) -> Tensor:
-        """Last hidden states [rows, longest prompt, hidden]; what stands after a prompt's end is padding.
+    def _prompt_states(self, prompts: Sequence[Prompt], view: PrefillView) -> Tensor:
+        """Last hidden states [prompts, longest of them, hidden]; what stands after a prompt's end is padding.
 
         Padding is on the right, where causal attention alone keeps it out of every real position.
         """
-        prompts = [row.prompt for row in group]
         lengths = [prompt.num_tokens for prompt in prompts]
-        token_ids = torch.zeros(len(group), max(lengths), dtype=torch.long)
-        positions = torch.zeros(self._family.num_axes, len(group), max(lengths), dtype=torch.long)
+        token_ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        positions = torch.zeros(self._family.num_axes, len(prompts), max(lengths), dtype=torch.long)
         for index, prompt in enumerate(prompts):
             token_ids[index, : prompt.num_tokens] = prompt.token_ids
             positions[:, index, : prompt.num_tokens] = prompt.positions
@@ -163,10 +170,21 @@ class DecodeBatch:
         for index in reversed(indices):
             last = self.rows.pop()
             if index < len(self.rows):
-                self._cache.move(len(self.rows), index, last.num_cached)
+                self._cache.copy(len(self.rows), index, last.num_cached)
                 self.rows[index] = last
         if indices:
             self._front = None
+
+
+def first_of_each_prompt_first(rows: Sequence[Row]) -> list[Row]:
+    """The rows with one of each prompt in front, else in order."""
+    seen: set[int] = set()
+    firsts: list[Row] = []
+    others: list[Row] = []
+    for row in rows:
+        (others if id(row.prompt) in seen else firsts).append(row)
+        seen.add(id(row.prompt))
+    return [*firsts, *others]
 
 
 def prefill_groups(rows: Sequence[Row]) -> list[list[Row]]:

@@ -32,7 +32,7 @@ class RowCache:
         grown[:, :, :old_rows, :, :old_length] = self.states
         self.states = grown
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Put the first `length` tokens of row `source` into row `target`."""
         self.states[:, :, target, :, :length] = self.states[:, :, source, :, :length]
 

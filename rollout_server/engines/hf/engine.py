@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
@@ -27,7 +28,7 @@ from rollout_server.engines.base import (
 )
 from rollout_server.engines.hf.batch import DecodeBatch
 from rollout_server.engines.hf.checkpoint import Checkpoint, load_checkpoint, replace_weights, tensors_of
-from rollout_server.engines.hf.prompt import PromptBuilder
+from rollout_server.engines.hf.prompt import Prompt, PromptBuilder
 from rollout_server.engines.hf.row import Row
 from rollout_server.engines.stopping import StopRule
 from rollout_server.settings import ServerSettings
@@ -130,13 +131,14 @@ class HfEngine:
     ) -> tuple[list[Row], list[EngineFailure]]:
         text_of = self._loaded().text_of
         rows, failures = [], []
+        built: Built | None = None
         for request in requests:
-            try:
-                prompt = self._prompts.build(request)
-            except Exception as error:
-                failures.append(failure_of(request, error))
+            if built is None or not built.serves(request):
+                built = Built.of(request, self._prompts)
+            if isinstance(built.prompt, Prompt):
+                rows.append(Row(request, built.prompt, StopRule(request.sampling, text_of), deliver))
             else:
-                rows.append(Row(request, prompt, StopRule(request.sampling, text_of), deliver))
+                failures.append(failure_of(request, built.prompt))
         return rows, failures
 
     def _submit(self, rows: Sequence[Row]) -> None:
@@ -172,6 +174,30 @@ class HfEngine:
         self._failure = f"decoding failed: {error!r}"
         for sender in tuple(self._senders):
             sender.close()
+
+
+@dataclass(frozen=True)
+class Built:
+    """The prompt of a request, or why there is none; siblings, which come next, have the same."""
+
+    request: EngineRequest
+    prompt: Prompt | Exception
+
+    @classmethod
+    def of(cls, request: EngineRequest, prompts: PromptBuilder) -> "Built":
+        try:
+            return cls(request, prompts.build(request))
+        except Exception as error:
+            return cls(request, error)
+
+    def serves(self, other: EngineRequest) -> bool:
+        """Whether another request has the very same prompt and images, and may be as long."""
+        mine = self.request
+        return (
+            other.images is mine.images
+            and other.prompt_token_ids is mine.prompt_token_ids
+            and other.sampling.max_new_tokens == mine.sampling.max_new_tokens
+        )
 
 
 def _offer(sender: ResultSender, result: EngineResult) -> None:

@@ -35,5 +35,5 @@ def test_a_moved_row_is_the_same_row() -> None:
     held = cache()
     held.reserve(2, 4)
     PrefillView(held, 0).update(states([1.0, 2.0], [3.0, 4.0]), states([5.0, 6.0], [7.0, 8.0]), 0)
-    held.move(1, 0, 2)
+    held.copy(1, 0, 2)
     assert held.states[0, :, 0, 0, :2, 0].tolist() == [[3.0, 4.0], [7.0, 8.0]]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest, WeightFile
+from rollout_server.engines.hf.batch import DecodeBatch
+from rollout_server.engines.hf.cache import PrefillView
 from rollout_server.engines.hf.engine import HfEngine
 from rollout_server.engines.hf.families.table import FAMILIES
-from rollout_server.engines.hf.prompt import PromptBuilder
+from rollout_server.engines.hf.prompt import Prompt, PromptBuilder
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ConfigError, EngineFailed, WeightSyncFailed
 
@@ -99,6 +102,37 @@ async def test_greedy_answers_equal_transformers_in_any_company(
     expected = {request.uid: reference.answer(request) for request in asked}
     assert {uid: answer.token_ids for uid, answer in got.items()} == expected
     assert len({token_id for ids in expected.values() for token_id in ids}) > 30
+
+
+@pytest.mark.parametrize("max_num_seqs", [64, 5])
+async def test_siblings_are_prefilled_once_and_answered_as_if_alone(
+    checkpoint, requests, max_num_seqs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = requests(4, temperature=1.0)
+    asked = [
+        replace(each, uid=f"{each.uid}#{sample}", seed=sample, return_logprobs=True)
+        for each in plain
+        for sample in range(3)
+    ]
+    alone = [replace(each, prompt_token_ids=(*each.prompt_token_ids,)) for each in asked]
+    prefilled: list[int] = []
+    states = DecodeBatch._prompt_states
+
+    def counting(self: DecodeBatch, prompts: Sequence[Prompt], view: PrefillView) -> torch.Tensor:
+        prefilled.append(len(prompts))
+        return states(self, prompts, view)
+
+    monkeypatch.setattr(DecodeBatch, "_prompt_states", counting)
+    async with started(checkpoint, max_num_seqs) as engine:
+        together = await answers(engine, asked)
+        num_together, prefilled[:] = sum(prefilled), []
+        apart = await answers(engine, alone)
+    assert sum(prefilled) == len(alone)
+    assert num_together == 4 if max_num_seqs == 64 else 4 <= num_together < len(asked)
+    assert {uid: answer.token_ids for uid, answer in together.items()} == {uid: a.token_ids for uid, a in apart.items()}
+    assert len({together[f"r0#{sample}"].token_ids for sample in range(3)}) == 3
+    for uid, answer in together.items():
+        assert answer.token_logprobs == pytest.approx(apart[uid].token_logprobs, abs=1e-4)
 
 
 async def test_rows_that_join_in_mid_decode_change_nobodys_answer(checkpoint, reference, requests) -> None:
