@@ -157,11 +157,19 @@ def curves(run: RunLog) -> str:
         ("truncated", "rollout/parse_truncated_rate"),
         ("predictions per object", "rollout/pred_per_gt"),
     )
+    rewards = named(
+        ("reward", "reward/mean"),
+        ("price", "reward/price"),
+        ("soft F1", "reward/soft_f1"),
+        ("silent", "reward/silent_records"),
+    )
     return "".join(
         (
             line_chart("Rollouts against ground truth", quality, share=True),
             line_chart("Validation, IoU 0.5", validation if len(run.evaluations) > 1 else [], share=True),
             line_chart("Answers", answers, share=True),
+            line_chart("Rewards", rewards),
+            line_chart("Entropy of answers", named(("nats a token", "reward/entropy"))),
             line_chart("Loss", by_channel("loss"), "by channel"),
             line_chart("Cross-entropy", by_channel("loss/ce"), "by channel"),
             line_chart("Box terms", named(("L1", "loss/bbox_l1"), ("1 − GIoU", "loss/bbox_giou"))),

@@ -110,8 +110,11 @@ def console_line(step: int, num_steps: int, channel: Channel, metrics: dict[str,
     parts = [
         f"{channel.value} {step:>4}/{num_steps}",
         f"loss {metrics['loss']:.3f}",
-        f"ce {metrics.get('loss/ce', 0):.3f}",
-        f"giou {metrics.get('loss/bbox_giou', 0):.3f}",
+        *(
+            f"{name} {metrics[key]:.3f}"
+            for name, key in (("ce", "loss/ce"), ("giou", "loss/bbox_giou"))
+            if key in metrics
+        ),
         f"lr {metrics['learning_rate']:.1e}",
         f"{metrics['time/step_s']:.2f} s",
         f"{metrics['packing/tokens_per_s']:.0f} tokens/s learned",
