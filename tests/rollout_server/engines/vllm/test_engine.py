@@ -10,8 +10,12 @@ import pytest
 import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rollout_server.engines.base import Engine, EngineAnswer, EngineRequest, WeightFile
+from rollout_server.engines.hf.families.table import FAMILIES
+from rollout_server.engines.hf.prompt import PromptBuilder
 from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import WeightSyncFailed
@@ -120,6 +124,38 @@ async def test_log_probabilities_are_those_of_transformers(
     for uid, answer in ours.items():
         assert answer.token_ids == theirs[uid].token_ids
         assert answer.token_logprobs == pytest.approx(theirs[uid].token_logprobs, abs=LOGPROB_TOLERANCE)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+async def test_log_probabilities_of_samples_are_the_models_own(
+    vllm: Engine, checkpoint: Path, tmp_path: Path, requests_for: Callable[..., list[EngineRequest]], temperature: float
+) -> None:
+    """At temperature 1 and no penalty that is what the answer was sampled by: importance weights are taken from it."""
+    from learner.model.tiny import build_tiny
+
+    build_tiny(tmp_path, seed=3)
+    first, *_ = requests_for(1, temperature=temperature)
+    siblings = [replace(first, uid=f"0#{sample}", seed=sample) for sample in range(4)]
+    try:
+        await vllm.load_weights(WeightFile(tmp_path / "model.safetensors"))
+        got = await answers(vllm, siblings)
+    finally:
+        await vllm.load_weights(WeightFile(checkpoint / "model.safetensors"))
+    assert len({answer.token_ids for answer in got.values()}) == 4
+    model = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    prompt = PromptBuilder(model, FAMILIES["qwen3_vl"], processor, limits_for(256, 1)).build(first)
+    for answer in got.values():
+        ids = torch.cat([prompt.token_ids, torch.tensor(answer.token_ids)])[None]
+        types = (ids == model.config.image_token_id).int()
+        grids = torch.tensor(prompt.image_grid)
+        with torch.no_grad():
+            scores = model(
+                input_ids=ids, pixel_values=prompt.pixel_values, image_grid_thw=grids, mm_token_type_ids=types
+            ).logits[0, prompt.num_tokens - 1 : -1]
+        chosen = torch.tensor(answer.token_ids)[:, None]
+        expected = scores.log_softmax(-1).gather(1, chosen)[:, 0].tolist()
+        assert answer.token_logprobs == pytest.approx(expected, abs=LOGPROB_TOLERANCE)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
