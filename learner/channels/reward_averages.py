@@ -14,8 +14,8 @@ from shared.config.stage2 import RewardSection
 
 SMALLEST_SCALE = 0.1
 """Advantages under it are noise: divided by it they would be full steps of an optimizer that knows no scale."""
-SOFT_F1_OF_A_LEARNER = 0.3
-"""Of sampled answers. Below it an annotation still teaches more than a reward (docs/recipes.md)."""
+SOFT_F1_OF_A_LEARNER = 0.12
+"""Of sampled answers. Below it an annotation still teaches more than a reward (docs/decisions/0017)."""
 
 
 @dataclass(frozen=True)

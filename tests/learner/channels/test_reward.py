@@ -308,9 +308,9 @@ def test_annotations_that_leave_objects_out_lower_the_price() -> None:
 
 def test_a_model_that_is_not_there_yet_is_told_so_once() -> None:
     averages = RewardAverages(RewardSection())
-    assert "soft F1 of 0.20" in (averages.follow(step_of(5, 20, 30)) or "")
-    assert averages.follow(step_of(5, 20, 30)) is None
+    assert "soft F1 of 0.08" in (averages.follow(step_of(2, 20, 30)) or "")
+    assert averages.follow(step_of(2, 20, 30)) is None
     resumed = RewardAverages(RewardSection())
     resumed.go_on_from(averages.kept)
-    assert resumed.follow(step_of(5, 20, 30)) is None
+    assert resumed.follow(step_of(2, 20, 30)) is None
     assert RewardAverages(RewardSection()).follow(step_of(10, 20, 30)) is None
