@@ -37,6 +37,7 @@ def learner_stopped(run: Any) -> int:
     return pid
 
 
+@pytest.mark.very_slow
 def test_the_only_server_is_frozen_in_a_publish_killed_between_two_answers_and_frozen_in_a_stream(
     up, undisturbed: Path, late
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_server_that_dies_too_often_ends_the_run_and_says_why(up) -> None:
     assert run.pids() == []
 
 
+@pytest.mark.very_slow
 def test_vllm_comes_back_and_nothing_is_lost(start, config_of: Callable[[Path], Path], tmp_path: Path) -> None:
     pytest.importorskip("vllm", exc_type=ImportError)
     settings: Sequence[str] = (f"{ROLLOUT}.rollout_backend=vllm", f"{ROLLOUT}.deterministic=false")

@@ -188,7 +188,7 @@ def test_adapters_are_resumed_on_the_model_that_servers_start_from(
     config_of: Callable[..., Config], checkpoint: Path, saved: Path
 ) -> None:
     resume = f"training.resume_from_checkpoint={saved}"
-    assert start(config_of("tuner.train_type=lora", resume)) == Start(str(checkpoint), saved, saved)
+    assert start(config_of("tuner.train_type=lora", resume)) == Start(str(checkpoint), saved, saved, answer_weight=1.0)
     with pytest.raises(ConfigError, match=r"resume_from_checkpoint: .* holds adapters, but tuner.train_type is full"):
         start(config_of(resume))
 
@@ -208,7 +208,7 @@ def test_whole_weights_are_not_resumed_as_adapters(
     trained = run(TunerSection())
     folder = trained.checkpoints.save(trained.progress)
     resume = f"training.resume_from_checkpoint={folder}"
-    assert start(config_of(resume)) == Start(str(folder), None, folder)
+    assert start(config_of(resume)) == Start(str(folder), None, folder, answer_weight=1.0)
     with pytest.raises(ConfigError, match=r"was trained whole, but tuner\.train_type is lora"):
         start(config_of(resume, "tuner.train_type=lora"))
     with pytest.raises(ConfigError, match="holds no whole checkpoint"):

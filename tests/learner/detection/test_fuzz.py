@@ -25,6 +25,7 @@ def uncollected() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.very_slow
 @pytest.mark.slow
 @pytest.mark.usefixtures("uncollected")
 def test_a_million_random_answers_never_raise(fused_vocabulary: CoordinateVocabulary) -> None:
