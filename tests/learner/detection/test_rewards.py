@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.detection.parsing import ParsedRollout, parse_rollout
-from learner.detection.prediction import Place, Prediction
+from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject
 from learner.detection.rewards import GradedAnswer, RewardRules, advantages_of, grade_answer
 from learner.detection.serialize import answer_text
@@ -125,6 +125,7 @@ def gradient(
     return slopes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("credit", ["object", "answer"])
 @pytest.mark.parametrize("in_order", [True, False])
 def test_the_expected_gradient_is_that_of_the_expected_reward(
@@ -174,7 +175,3 @@ def best_value(objects: list[tuple[str, tuple[int, ...]]]) -> float:
     """The value by trying every choice of predictions, of which there are few."""
     worth = {"cat": {HALF_CAT: 0.7, BETTER_CAT: 0.85}, "dog": {WRONG_NAME: 0.5}}
     return sum(max((values[each] for each in objects if each in values), default=0.0) for values in worth.values())
-
-
-def test_a_place_knows_how_many_entries_before_it_were_dropped() -> None:
-    assert Place().num_dropped == 0
