@@ -9,8 +9,7 @@ CPU_TORCH := torch==2.13.0
 ARGS   ?=
 
 # Nothing of these needs a model, a process or a second.
-PURE_TESTS := tests/shared tests/learner/detection tests/learner/plan tests/learner/packing/test_packer.py \
-	tests/architecture/test_imports.py tests/architecture/test_borders.py
+PURE_TESTS := tests/shared tests/learner/detection tests/learner/plan tests/learner/packing/test_packer.py
 
 .PHONY: demo quick check test test-slow docs lint types soak constraints clean
 

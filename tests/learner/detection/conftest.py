@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,21 +11,23 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from learner.detection.targets import Target
 from learner.detection.vocabulary import CoordinateVocabulary
 
-if TYPE_CHECKING:  # it brings torch, and many tests here need no tokenizer
-    from transformers import PreTrainedTokenizerFast
-
 GLUE = '{"object_1": {"desc": "black cat", "bbox_2d": ["", "", "", ""]}, "object_2": {"desc": "dog", "poly": ["", ""]}}'
 FUSED = ('"]}, "', '"]}}', '"}', "}}", '", "', '": {"desc": "', '", "bbox_2d": ["', "}<|im_end|>", '{"object_')
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>")
 
 
-def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> "PreTrainedTokenizerFast":
+class Backed(NamedTuple):
+    """What a vocabulary reads of transformers' tokenizers, whose import takes seconds; test_vocabulary.py has those."""
+
+    backend_tokenizer: Tokenizer
+    eos_token_id: int
+
+
+def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> Backed:
     """A byte-level BPE with Qwen's special tokens and the 1000 coordinate tokens.
 
     `fused` are added tokens that glue the answer format's punctuation together; `num_synthetic` fills the vocabulary.
     """
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,7 +41,7 @@ def build_tokenizer(fused: tuple[str, ...] = (), num_synthetic: int = 0) -> "Pre
     tokenizer.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in (*SPECIAL, *coordinates)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return Backed(tokenizer, tokenizer.token_to_id("<|im_end|>"))
 
 
 def _enlarged(tokenizer: Tokenizer, alphabet: list[str], size: int) -> models.BPE:
@@ -88,5 +90,5 @@ def answer_of(vocabulary: CoordinateVocabulary) -> Callable[[Target], list[tuple
 
 
 @pytest.fixture(scope="session")
-def large_tokenizer() -> "PreTrainedTokenizerFast":
+def large_tokenizer() -> Backed:
     return build_tokenizer(num_synthetic=150_000)

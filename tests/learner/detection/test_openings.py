@@ -2,12 +2,12 @@
 
 import unicodedata
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from learner.detection.openings import head_of, opening_of, rest_of
 from learner.detection.serialize import closing_with_desc, open_object
@@ -27,9 +27,8 @@ def rebuilt(vocabulary: CoordinateVocabulary, normalizer: object, splitter: obje
     tokenizer.pre_tokenizer = splitter
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    return CoordinateVocabulary.from_tokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
-    )
+    ends = tokenizer.token_to_id("<|im_end|>")
+    return CoordinateVocabulary.from_tokenizer(SimpleNamespace(backend_tokenizer=tokenizer, eos_token_id=ends))
 
 
 @pytest.fixture(scope="session")

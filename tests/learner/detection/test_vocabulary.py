@@ -2,25 +2,32 @@
 
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError
 
 
-def wrapped(tokens: list[str], eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
+def of_transformers(tokenizer: Tokenizer, eos: str = "<|im_end|>") -> Any:
+    """The tokenizer as transformers hands it out."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)
+
+
+def wrapped(tokens: list[str], eos: str = "<|im_end|>") -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(character) for character in pre_tokenizers.ByteLevel.alphabet()])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)
+    return of_transformers(tokenizer, eos)
 
 
 COORDINATES = [f"<|coord_{bin}|>" for bin in range(1000)]
@@ -74,7 +81,7 @@ def test_a_tokenizer_that_loses_characters_is_refused() -> None:
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_end|>", *COORDINATES)])
     with pytest.raises(DataError, match="byte-level"):
-        CoordinateVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>"))
+        CoordinateVocabulary.from_tokenizer(of_transformers(tokenizer))
 
 
 def test_a_tokenizer_without_the_tokenizers_library_is_refused() -> None:
@@ -91,15 +98,13 @@ def test_sentencepiece_tokens_with_byte_fallback_are_read() -> None:
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in ("<|im_end|>", *COORDINATES)]
     )
-    vocabulary = CoordinateVocabulary.from_tokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
-    )
+    vocabulary = CoordinateVocabulary.from_tokenizer(of_transformers(tokenizer))
     text = '{"object_1": {"desc": "é 猫 ", "bbox_2d": []}}'
     assert vocabulary.decode_pieces(vocabulary.encode(text)) == text.encode()
 
 
 @pytest.mark.slow
-def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: Any) -> None:
     totals = []
     text = answer_text([]) + "<|im_end|>"
     ids = large_tokenizer.encode(text, add_special_tokens=False)
