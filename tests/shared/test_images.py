@@ -240,6 +240,7 @@ def test_broken_files_of_every_format_are_bad_images_and_nothing_else(readable: 
     assert all(refused)
 
 
+@pytest.mark.slow
 def test_a_server_refuses_broken_files_one_by_one(rules: PromptRules, readable: dict[str, tuple[str, ...]]) -> None:
     for seed, kind in enumerate(IMAGE_FORMATS):
         for broken in flipped(encoded("RGB", kind, 32, 32), seed):
@@ -258,6 +259,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.reported("vllm#55546 20000x20000 px in 50 kB")
 def test_a_bomb_is_refused_before_a_pixel_is_decoded(rules: PromptRules) -> None:
     data = bomb(20_000, 20_000)
