@@ -27,6 +27,8 @@ from learner.detection.record import GroundTruthObject
 
 Corner = tuple[float, float]
 _BEFORE_ALL: Corner = (-1.0, -1.0)
+ROUNDING = 1e-9
+"""An advantage under it is none: an optimizer without a scale would make a full step of what sums leave."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,14 @@ def advantages_of(answers: Sequence[GradedAnswer], price: float, rules: RewardRu
         siblings = [(answers[b], rewards[b], totals[b]) for b in range(len(answers)) if b != a]
         if rules.credit == "answer":
             baseline = fmean(total for _, _, total in siblings)
-            advantages.append([totals[a] - baseline] * answer.num_tokens)
+            advantage = totals[a] - baseline
+            advantages.append([advantage if abs(advantage) > ROUNDING else 0.0] * answer.num_tokens)
             continue
         by_span = []
         for span, to_go in enumerate(list(accumulate(reversed(rewards[a])))[::-1]):
             baseline = fmean(_still_earned(each, earned, answer, span, rules) for each, earned, _ in siblings)
-            by_span.append(to_go - answer.cost - baseline)
+            advantage = to_go - answer.cost - baseline
+            by_span.append(advantage if abs(advantage) > ROUNDING else 0.0)
         advantages.append([by_span[bisect_left(answer.ends, place)] for place in range(answer.num_tokens)])
     return advantages
 

@@ -45,7 +45,8 @@ class Scored:
     @cached_property
     def log_ratio(self) -> Tensor:
         """[S]: log π/π_served of each sampled token, 0 where both are one. Without a gradient."""
-        return torch.nan_to_num(-self.ce.detach() - self.batch.served_logprobs)
+        served = self.batch.served_logprobs
+        return torch.where(served.isnan(), 0.0, -self.ce.detach() - served)
 
     @cached_property
     def importance(self) -> Tensor:
