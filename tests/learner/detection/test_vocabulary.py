@@ -107,7 +107,8 @@ def test_sentencepiece_tokens_with_byte_fallback_are_read() -> None:
 def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: Any) -> None:
     totals = []
     text = answer_text([]) + "<|im_end|>"
-    ids = large_tokenizer.encode(text, add_special_tokens=False)
+    backend = large_tokenizer.backend_tokenizer
+    ids = backend.encode(text, add_special_tokens=False).ids
     for _ in range(2):
         times = [time.process_time()]
         vocabulary = CoordinateVocabulary.from_tokenizer(large_tokenizer)
@@ -120,4 +121,4 @@ def test_a_large_vocabulary_is_read_once_when_first_needed(large_tokenizer: Any)
         assert second < first / 10
         totals.append(to_make + first)
     assert min(totals) < 1.0
-    assert large_tokenizer.vocab_size > 150_000 - 2000
+    assert backend.get_vocab_size(with_added_tokens=False) > 150_000 - 2000
