@@ -38,8 +38,8 @@ from learner.training.lane import ComputeLane
 from learner.weight_sync.publisher import Published, WeightPublisher
 from shared.config.load import load_config
 from shared.config.training import TunerSection
+from shared.weight_wire import WEIGHTS_FILE, SyncMode, Transport
 from shared.weights_root import SHARED_MEMORY
-from shared.wire import WEIGHTS_FILE, SyncMode, Transport
 
 SIZES = {
     "hidden_size": 1024,

@@ -22,19 +22,15 @@ from shared.accounting import TimeAccount
 from shared.checkpoint_facts import tokenizer_digest
 from shared.errors import EngineFailed, WeightSyncFailed
 from shared.probe import PUBLIC_PATHS, mount_probes, mount_unserved
-from shared.wire import (
-    WIRE_VERSION,
-    CancelReply,
-    RolloutBatch,
-    ServerInfo,
+from shared.weight_wire import (
     WeightCommit,
     WeightCommitted,
     WeightManifest,
     WeightPrepared,
     WeightRefused,
     WeightStatus,
-    WireModel,
 )
+from shared.wire import WIRE_VERSION, CancelReply, RolloutBatch, ServerInfo, WireModel
 
 Body = TypeVar("Body", bound=WireModel)
 

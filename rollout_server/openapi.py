@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from shared.framing import MEDIA_TYPE
 from shared.probe import PUBLIC_PATHS
+from shared.weight_wire import WeightCommit, WeightManifest, WeightRefused
 from shared.wire import (
     WIRE_VERSION,
     ErrorBody,
@@ -17,9 +18,6 @@ from shared.wire import (
     StreamHeader,
     StreamHeartbeat,
     StreamSample,
-    WeightCommit,
-    WeightManifest,
-    WeightRefused,
     WireModel,
 )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.wire import Dtype, TensorSpec
+from shared.weight_wire import Dtype, TensorSpec
 
 ALIGNMENT = 8
 MAX_HEADER_BYTES = 2**26

@@ -1,8 +1,7 @@
 """Every body that crosses HTTP between the learner and a rollout server (JSON, strict, frozen).
 
 A batch of rollouts is asked for with `RolloutBatch` and answered by a stream of `StreamLine`s, one JSON object a line
-(see shared/framing.py). Weights travel as a transaction: `WeightManifest` (prepare), the data (a file that both sides
-see, or the raw bodies of `PUT /weights/chunk?offset=`), `WeightCommit`.
+(see shared/framing.py). What is said about weights is in shared/weight_wire.py.
 """
 
 from typing import Annotated, Literal
@@ -220,79 +219,6 @@ class CancelReply(WireModel):
 
     batch_id: str
     cancelled: int = Field(description="samples that were still being decoded")
-
-
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-WEIGHTS_FILE = "weights.safetensors"
-"""File transport: the one file in a version's folder."""
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-SyncMode = Literal["full", "merged"]
-"""full: every tensor of the model. merged: some, over whole weights of the same incarnation."""
-
-Transport = Literal["file", "http"]
-
-
-class TensorSpec(WireModel):
-    """One tensor under its name in the Hugging Face checkpoint."""
-
-    name: str
-    shape: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
-    dtype: Dtype
-    num_bytes: int = Field(ge=0, lt=2**63)
-
-
-class WeightManifest(WireModel):
-    """Body of `POST /weights/prepare`: all that is about to be sent, before a byte of it is."""
-
-    wire_version: int = WIRE_VERSION
-    policy_version: PolicyVersion
-    mode: SyncMode
-    transport: Transport
-    tensors: tuple[TensorSpec, ...] = Field(min_length=1)
-    num_bytes: int = Field(ge=0, lt=2**63, description="size of the safetensors data")
-    digest: str = Field(description="of the safetensors data, see shared/digest.py")
-    folder: str | None = Field(default=None, description="file transport: folder under the server's --weights-root")
-
-
-class WeightPrepared(WireModel):
-    """The manifest fits the model; the data may be sent."""
-
-    policy_version: PolicyVersion
-
-
-class WeightRefused(WireModel):
-    """Status 422: every way in which the manifest does not fit, at once."""
-
-    mismatches: tuple[str, ...]
-
-
-class WeightCommit(WireModel):
-    """Body of `POST /weights/commit` and `POST /weights/abort`."""
-
-    policy_version: PolicyVersion
-
-
-class WeightCommitted(WireModel):
-    """The new weights serve."""
-
-    policy_version: PolicyVersion
-    verify_s: float
-    load_s: float
-    canary_s: float
-
-
-WeightPhase = Literal["serving", "staging", "loading", "tainted"]
-
-
-class WeightStatus(WireModel):
-    """Answer to `GET /weights`, to a chunk and to an abort."""
-
-    phase: WeightPhase
-    policy_version: PolicyVersion | None = Field(description="None = the checkpoint the server was started with")
-    staged: PolicyVersion | None = None
-    received_bytes: int = Field(default=0, description="http transport: the offset at which the next chunk goes on")
 
 
 # --- service ----------------------------------------------------------------------------------------------------------

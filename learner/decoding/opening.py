@@ -28,8 +28,9 @@ from shared.config.models import Config
 from shared.config.rollout import RolloutMatchingSection
 from shared.config.section import pick
 from shared.families.facts import FamilyFacts
+from shared.weight_wire import SyncMode
 from shared.weights_root import weights_root
-from shared.wire import RepeatTerminate, Sampling, ServerInfo, SyncMode
+from shared.wire import RepeatTerminate, Sampling, ServerInfo
 
 LOG = logging.getLogger(__name__)
 

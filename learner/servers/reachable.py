@@ -12,7 +12,7 @@ from shared.access import is_loopback
 from shared.config.rollout import ServerSection
 from shared.errors import BoxloopError
 from shared.findings import Finding, failed, passed, warned
-from shared.wire import Transport
+from shared.weight_wire import Transport
 
 TIMEOUT_S = 10.0
 

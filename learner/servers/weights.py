@@ -6,7 +6,7 @@ import httpx
 
 from learner.servers.http import refusal
 from shared.errors import WeightSyncFailed
-from shared.wire import WeightCommit, WeightCommitted, WeightManifest, WeightRefused, WeightStatus
+from shared.weight_wire import WeightCommit, WeightCommitted, WeightManifest, WeightRefused, WeightStatus
 
 JSON = {"content-type": "application/json"}
 

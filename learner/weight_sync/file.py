@@ -8,7 +8,8 @@ import torch
 
 from learner.servers.weights import WeightChannel
 from learner.weight_sync.weight_file import WrittenWeights, write_weights
-from shared.wire import PolicyVersion, SyncMode, Transport, WeightManifest
+from shared.weight_wire import SyncMode, Transport, WeightManifest
+from shared.wire import PolicyVersion
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from learner.servers.weights import WeightChannel
 from learner.weight_sync.weight_file import WrittenWeights, write_weights
 from shared.errors import WeightSyncFailed
-from shared.wire import PolicyVersion, SyncMode, Transport, WeightManifest
+from shared.weight_wire import SyncMode, Transport, WeightManifest
+from shared.wire import PolicyVersion
 
 CHUNK_BYTES = 2**26
 """A quarter of what a server takes as one body."""

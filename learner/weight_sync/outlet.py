@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 
 from learner.servers.weights import WeightChannel
-from shared.wire import PolicyVersion, SyncMode, Transport, WeightManifest
+from shared.weight_wire import SyncMode, Transport, WeightManifest
+from shared.wire import PolicyVersion
 
 
 class Offer(Protocol):

@@ -18,7 +18,8 @@ from learner.weight_sync.folder_lock import lock_folder
 from learner.weight_sync.outlet import Offer, Outlet
 from shared.errors import WeightSyncFailed
 from shared.streams import task_group
-from shared.wire import PolicyVersion, SyncMode, WeightCommit
+from shared.weight_wire import SyncMode, WeightCommit
+from shared.wire import PolicyVersion
 
 LOG = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from shared.digest import RunningDigest
 from shared.errors import WeightSyncFailed
 from shared.safetensors_header import write_header
-from shared.wire import WEIGHTS_FILE, Dtype, PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
+from shared.weight_wire import WEIGHTS_FILE, Dtype, SyncMode, TensorSpec, Transport, WeightManifest
+from shared.wire import PolicyVersion
 
 _DTYPES: Mapping[torch.dtype, Dtype] = {
     torch.float32: "float32",

@@ -9,7 +9,7 @@ from rollout_server.engines.base import ModelTensors
 from rollout_server.refusal import ManifestRefused
 from shared.digest import file_digest
 from shared.safetensors_header import ITEM_BYTES, read_shapes
-from shared.wire import TensorSpec, WeightManifest
+from shared.weight_wire import TensorSpec, WeightManifest
 
 
 def manifest_mismatches(manifest: WeightManifest, expected: ModelTensors, transports: tuple[str, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rollout_server.engines.base import WeightFile
 from rollout_server.refusal import ManifestRefused
 from rollout_server.weights.checks import check_file
-from shared.wire import WEIGHTS_FILE, Transport, WeightManifest
+from shared.weight_wire import WEIGHTS_FILE, Transport, WeightManifest
 
 
 class SharedFile:

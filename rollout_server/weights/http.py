@@ -15,7 +15,7 @@ from rollout_server.refusal import Refusal
 from rollout_server.weights.checks import check_file
 from shared.digest import RunningDigest
 from shared.streams import prefetched
-from shared.wire import Transport, WeightManifest
+from shared.weight_wire import Transport, WeightManifest
 
 BLOCK_BYTES = 2**22
 """Written at once; of an update no more than three of these are in memory."""

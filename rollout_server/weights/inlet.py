@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rollout_server.engines.base import WeightSource
-from shared.wire import Transport, WeightManifest
+from shared.weight_wire import Transport, WeightManifest
 
 
 class Incoming(Protocol):

@@ -14,10 +14,7 @@ from rollout_server.weights.inlet import Incoming
 from rollout_server.weights.state import WeightState
 from rollout_server.weights.table import INLETS
 from shared.errors import WeightSyncFailed
-from shared.wire import (
-    WIRE_VERSION,
-    ComponentHealth,
-    PolicyVersion,
+from shared.weight_wire import (
     SyncMode,
     Transport,
     WeightCommit,
@@ -26,6 +23,7 @@ from shared.wire import (
     WeightPrepared,
     WeightStatus,
 )
+from shared.wire import WIRE_VERSION, ComponentHealth, PolicyVersion
 
 UNTRIED = "the weights of the checkpoint have not been tried yet"
 

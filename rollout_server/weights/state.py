@@ -11,7 +11,8 @@ is laid over what is held, so it fits only over whole weights of the same incarn
 from dataclasses import dataclass, replace
 
 from rollout_server.refusal import Refusal
-from shared.wire import PolicyVersion, WeightManifest, WeightPhase, WeightStatus
+from shared.weight_wire import WeightManifest, WeightPhase, WeightStatus
+from shared.wire import PolicyVersion
 
 BUSY_RETRY_S = 1
 

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from shared.config.paths import UserPath
 from shared.config.section import Section
-from shared.wire import MAX_COUNT, Count, RepetitionPenalty, Temperature, TopP, Transport
+from shared.weight_wire import Transport
+from shared.wire import MAX_COUNT, Count, RepetitionPenalty, Temperature, TopP
 
 
 class RepeatTerminateSection(Section):

@@ -38,6 +38,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "whole_folder",
             "wire",
         ),
+        ("weight_wire",),
         ("checkpoint_facts", "config", "framing", "health", "safetensors_header"),
         ("preflight", "probe", "weights_root"),
     ),

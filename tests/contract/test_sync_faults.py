@@ -24,7 +24,8 @@ from rollout_server.engines.hf.engine import HfEngine
 from rollout_server.engines.vllm.engine import VllmEngine
 from rollout_server.settings import ServerSettings, limits_for
 from shared.errors import ServerUnavailable, WeightSyncFailed
-from shared.wire import PolicyVersion, WeightCommit
+from shared.weight_wire import WeightCommit
+from shared.wire import PolicyVersion
 from tests.contract.own_answers import Learner, assert_same
 
 pytestmark = pytest.mark.slow

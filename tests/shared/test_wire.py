@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared import wire
+from shared import weight_wire, wire
 from shared.wire import InlineImage, RolloutBatch, RolloutSample, Sampling, WireModel
 
 GOLDEN_BATCH = (
@@ -35,7 +35,8 @@ def test_a_batch_is_written_as_another_peer_of_this_version_reads_it() -> None:
 
 
 def test_an_unknown_field_is_refused_by_every_body() -> None:
-    models = [item for item in vars(wire).values() if isinstance(item, type) and issubclass(item, WireModel)]
+    bodies = {**vars(wire), **vars(weight_wire)}.values()
+    models = [item for item in bodies if isinstance(item, type) and issubclass(item, WireModel)]
     assert len(models) > 20
     for model in models:
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):

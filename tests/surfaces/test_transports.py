@@ -5,7 +5,7 @@ from typing import get_args
 from learner.weight_sync.table import OUTLETS
 from rollout_server.weights.table import INLETS
 from shared.config.rollout import SyncSection
-from shared.wire import Transport
+from shared.weight_wire import Transport
 
 
 def test_both_sides_the_wire_and_the_configuration_know_the_same_transports() -> None:

@@ -19,7 +19,8 @@ from learner.servers.rollouts import RolloutServer, introduce
 from learner.types import Answer, LostSample, Rollout, RolloutRequest
 from rollout_server.settings import limits_for
 from shared.errors import ServerNeverReady, ServerUnavailable, WeightSyncFailed
-from shared.wire import PolicyVersion, RolloutBatch, Sampling, WeightCommit, WeightManifest
+from shared.weight_wire import WeightCommit, WeightManifest
+from shared.wire import PolicyVersion, RolloutBatch, Sampling
 
 RequestsOf = Callable[[int], list[RolloutRequest]]
 pytestmark = pytest.mark.slow

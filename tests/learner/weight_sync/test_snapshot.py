@@ -18,7 +18,7 @@ from learner.weight_sync.snapshot import full_weights, merged_weights, with_fuse
 from shared.config.training import TunerSection
 from shared.digest import file_digest
 from shared.families.qwen3_vl import QWEN3_VL
-from shared.wire import WEIGHTS_FILE
+from shared.weight_wire import WEIGHTS_FILE
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 

@@ -9,7 +9,8 @@ from rollout_server.refusal import ManifestRefused
 from rollout_server.weights.checks import file_mismatches, manifest_mismatches
 from rollout_server.weights.file import shared_file
 from shared.digest import file_digest
-from shared.wire import PolicyVersion, TensorSpec, WeightManifest
+from shared.weight_wire import TensorSpec, WeightManifest
+from shared.wire import PolicyVersion
 
 MODEL = ModelTensors({"embed": (4, 2), "norm": (2,)}, tied={"head": "embed"})
 ATTENTION = ModelTensors(

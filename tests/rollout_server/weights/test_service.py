@@ -9,10 +9,8 @@ from safetensors.numpy import load_file, save
 
 from shared.digest import file_digest
 from shared.framing import decode_lines
-from shared.wire import (
+from shared.weight_wire import (
     WEIGHTS_FILE,
-    PolicyVersion,
-    StreamSample,
     TensorSpec,
     WeightCommit,
     WeightCommitted,
@@ -20,6 +18,7 @@ from shared.wire import (
     WeightRefused,
     WeightStatus,
 )
+from shared.wire import PolicyVersion, StreamSample
 
 
 def version(step: int) -> PolicyVersion:

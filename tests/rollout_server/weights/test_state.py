@@ -5,7 +5,8 @@ import pytest
 
 from rollout_server.refusal import Refusal
 from rollout_server.weights.state import WeightState
-from shared.wire import PolicyVersion, SyncMode, TensorSpec, Transport, WeightManifest
+from shared.weight_wire import SyncMode, TensorSpec, Transport, WeightManifest
+from shared.wire import PolicyVersion
 
 OLD, NEW = PolicyVersion(incarnation="ab", step=1), PolicyVersion(incarnation="ab", step=2)
 
