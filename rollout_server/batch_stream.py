@@ -167,6 +167,7 @@ class BatchStream(Response):
             image_grid=answer.image_grid,
             policy_version=self._version,
             token_logprobs=answer.token_logprobs,
+            stop_margins=answer.stop_margins,
             queue_s=answer.started_at - self._accepted_at,
             first_token_s=answer.first_token_at - self._accepted_at,
             done_s=answer.finished_at - self._accepted_at,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 """Raised by every change that an older peer cannot read."""
 
 
@@ -70,6 +70,33 @@ TopP = Annotated[float, Field(ge=1e-6, le=1)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 
 
+MAX_STOP_BIAS = 7.0
+"""A logit more or less than this decides by itself."""
+MAX_MARGIN = 100.0
+Margin = Annotated[float, Field(ge=-MAX_MARGIN, le=MAX_MARGIN)]
+
+
+class StopDecision(WireModel):
+    """Where an answer decides between ending and going on, and what is taken there from the logit of the ending.
+
+    `at_start` and `behind_coordinate` are the ids with which an ending begins, up to the first by which it is no going
+    on. It is decided where the whole answer is `at_start[:-1]`, and where one of `coordinate_ids` and
+    `behind_coordinate[:-1]` are its last ids.
+
+        StopDecision(bias=2.5, at_start=(6257,), behind_coordinate=(1341, 3417), coordinate_ids=(151669, …))
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    bias: float = Field(ge=-MAX_STOP_BIAS, le=MAX_STOP_BIAS)
+    at_start: tuple[int, ...] = Field(min_length=1)
+    behind_coordinate: tuple[int, ...] = Field(min_length=1)
+    coordinate_ids: tuple[int, ...] = Field(min_length=1)
+    stands_alone: bool = Field(
+        default=False, description="the biased ids stand nowhere else in an answer, so they may be biased throughout"
+    )
+
+
 class Sampling(WireModel):
     """How a batch is decoded. `temperature` 0 is greedy."""
 
@@ -83,6 +110,7 @@ class Sampling(WireModel):
     stop_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...] = Field(default=(), max_length=MAX_BANNED_TOKEN_IDS)
     repeat_terminate: RepeatTerminate | None = None
+    stop_decision: StopDecision | None = None
 
 
 class InlineImage(WireModel):
@@ -175,6 +203,11 @@ class StreamSample(WireModel):
     image_grid: tuple[tuple[int, int, int], ...] = Field(description="(t, h, w) in patches, one per image")
     policy_version: PolicyVersion | None
     token_logprobs: tuple[float, ...] | None = None
+    stop_margins: tuple[tuple[int, Margin], ...] = Field(
+        default=(),
+        description="of each decision of a stop_decision: its place in token_ids, and how far the ending's logit is "
+        "above the best other, before the bias",
+    )
     queue_s: float
     first_token_s: float
     done_s: float

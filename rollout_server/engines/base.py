@@ -26,7 +26,8 @@ class EngineAnswer:
     """A finished answer.
 
     `token_ids` ends with the stop id when `finish_reason` is "stop". `token_logprobs` are those of the model's own
-    distribution, before penalty, bans and temperature. Times are `time.monotonic()`.
+    distribution, before penalty, bans, bias and temperature. `stop_margins` as on the wire. Times are
+    `time.monotonic()`.
     """
 
     uid: str
@@ -38,6 +39,7 @@ class EngineAnswer:
     started_at: float
     first_token_at: float
     finished_at: float
+    stop_margins: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rollout_server.engines.table import build_engine
 from rollout_server.settings import EngineName, ServerSettings, limits_for
 from rollout_server.weights.service import check_canary
 from shared.errors import EngineFailed
-from shared.wire import RepeatTerminate, Sampling
+from shared.wire import RepeatTerminate, Sampling, StopDecision
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -97,6 +97,49 @@ async def test_every_request_is_answered_exactly_once_however_many_fit_at_a_time
     assert lengths == {f"r{index}": 2 + index for index in range(11)}
     assert {answer.finish_reason for answer in answered} == {"length"}
     await idle(engine)
+
+
+async def test_an_ending_is_biased_where_it_is_decided_on(engine: Engine) -> None:
+    """A bias just under the margin that is told leaves the answer as it is; one just above turns it there."""
+    if "stop_decision" not in engine.capabilities:
+        pytest.skip("this engine biases nothing")
+
+    async def decode(decision: StopDecision | None) -> EngineAnswer:
+        (answer,) = await results(engine, [text_request("r", 8, stop_decision=decision)])
+        assert isinstance(answer, EngineAnswer)
+        return answer
+
+    tokens = (await decode(None)).token_ids
+    at = max(place for place in range(2, 8) if tokens.count(tokens[place - 2]) == 1)
+    nowhere = (TEXT_IDS[0],) * 9
+    cases = {
+        0: {"at_start": tokens[:1], "behind_coordinate": nowhere, "coordinate_ids": (TEXT_IDS[0],)},
+        3: {"at_start": tokens[:4], "behind_coordinate": nowhere, "coordinate_ids": (TEXT_IDS[0],)},
+        at: {"at_start": nowhere, "behind_coordinate": tokens[at - 1 : at + 1], "coordinate_ids": (tokens[at - 2],)},
+    }
+    for place, ids in cases.items():
+        told = await decode(StopDecision(bias=0, **ids))
+        ((decided_at, margin),) = told.stop_margins
+        assert (told.token_ids, decided_at) == (tokens, place)
+        assert 0 <= margin < 6.9
+        kept = await decode(StopDecision(bias=margin - 0.01, **ids))
+        turned = await decode(StopDecision(bias=margin + 0.01, **ids))
+        assert (kept.token_ids, turned.token_ids[:place]) == (tokens, tokens[:place])
+        assert turned.token_ids[place] != tokens[place]
+        assert turned.stop_margins[0] == pytest.approx((place, margin), abs=1e-4)
+    assert (await decode(None)).stop_margins == ()
+
+
+async def test_an_ending_that_stands_nowhere_else_is_biased_too(engine: Engine) -> None:
+    if "stop_decision" not in engine.capabilities:
+        pytest.skip("this engine biases nothing")
+    (plain,) = await results(engine, [text_request("r", 1)])
+    first = plain.token_ids[0]
+    ids = {"at_start": (first,), "behind_coordinate": (first,), "coordinate_ids": (first,), "stands_alone": True}
+    (told,) = await results(engine, [text_request("r", 1, stop_decision=StopDecision(bias=0, **ids))])
+    bias = told.stop_margins[0][1] + 0.01
+    (turned,) = await results(engine, [text_request("r", 1, stop_decision=StopDecision(bias=bias, **ids))])
+    assert (told.token_ids, turned.token_ids != (first,)) == ((first,), True)
 
 
 async def test_calls_side_by_side_get_their_own_answers(engine: Engine) -> None:

@@ -7,9 +7,9 @@ from shared import weight_wire, wire
 from shared.wire import InlineImage, RolloutBatch, RolloutSample, Sampling, WireModel
 
 GOLDEN_BATCH = (
-    '{"wire_version":4,"batch_id":"b1","policy_version":{"incarnation":"ab","step":7},'
+    '{"wire_version":5,"batch_id":"b1","policy_version":{"incarnation":"ab","step":7},'
     '"sampling":{"max_new_tokens":16,"temperature":0.0,"top_p":1.0,"top_k":0,"repetition_penalty":1.0,'
-    '"stop_token_ids":[5],"banned_token_ids":[],"repeat_terminate":null},'
+    '"stop_token_ids":[5],"banned_token_ids":[],"repeat_terminate":null,"stop_decision":null},'
     '"samples":[{"uid":"train:1#0","prompt_token_ids":[1,2],"images":[{"kind":"inline","data":"-_8A"}],"seed":0,'
     '"siblings":[{"uid":"train:1#1","seed":5}]}],'
     '"return_logprobs":false}'

@@ -159,7 +159,7 @@ class DecodeBatch:
                 row.fail("no token can be chosen: the model's logits are not finite, or every token is banned")
                 finished.append(index)
                 continue
-            reason = row.add(token_id, logprob if row.wants_logprobs else None)
+            reason = row.add(token_id, logprob if row.wants_logprobs else None, choice.margins.get(index))
             if reason:
                 row.finish(reason)
                 finished.append(index)

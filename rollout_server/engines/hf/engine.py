@@ -43,7 +43,7 @@ class HfEngine:
     """Engine (see base.py) over a transformers model, on a GPU if there is one, else on the CPU."""
 
     name = "hf"
-    capabilities: tuple[str, ...] = ("logprobs", "object_limit")
+    capabilities: tuple[str, ...] = ("logprobs", "object_limit", "stop_decision")
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings

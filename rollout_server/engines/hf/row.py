@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rollout_server.engines.base import EngineAnswer, EngineFailure, EngineRequest, EngineResult
 from rollout_server.engines.hf.prompt import Prompt
+from rollout_server.engines.stop_decision import DecisionPlaces
 from rollout_server.engines.stopping import StopRule
 from shared.wire import FinishReason
 
@@ -31,6 +32,9 @@ class Row:
         self._request = request
         self._logprobs: list[float] = []
         self._stop_rule = stop_rule
+        decision = request.sampling.stop_decision
+        self._places = DecisionPlaces(decision) if decision else None
+        self._margins: list[tuple[int, float]] = []
         self._deliver = deliver
 
     @property
@@ -45,8 +49,14 @@ class Row:
     def seen_token_ids(self) -> Sequence[int]:
         return [*self.prompt.token_ids.tolist(), *self.token_ids]
 
-    def add(self, token_id: int, logprob: float | None) -> FinishReason | None:
-        """Append a token; returns why the answer ends with it, or None."""
+    def ending_id(self) -> int | None:
+        """The id that would end the answer, where the next token decides on that by a biased logit."""
+        return self._places.ending_id(self.token_ids) if self._places else None
+
+    def add(self, token_id: int, logprob: float | None, margin: float | None = None) -> FinishReason | None:
+        """Append a token, and the margin of a stop that was decided on; returns why the answer ends, or None."""
+        if margin is not None:
+            self._margins.append((len(self.token_ids), margin))
         self._first_token_at = self._first_token_at or time.monotonic()
         self.token_ids.append(token_id)
         if logprob is not None:
@@ -70,5 +80,6 @@ class Row:
                 started_at=self.started_at,
                 first_token_at=self._first_token_at,
                 finished_at=time.monotonic(),
+                stop_margins=tuple(self._margins),
             )
         )

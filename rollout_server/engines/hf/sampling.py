@@ -1,14 +1,14 @@
-"""From logits to the next token of each row: penalty, bans, then the greedy or the sampled choice."""
+"""From logits to the next token of each row: penalty, bans, bias of the stop, then the greedy or sampled choice."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from shared.wire import Sampling
+from shared.wire import MAX_MARGIN, Sampling
 
 
 class SampledRow(Protocol):
@@ -21,17 +21,22 @@ class SampledRow(Protocol):
     def seen_token_ids(self) -> Sequence[int]:
         """Prompt and answer so far: what a repetition penalty applies to."""
 
+    def ending_id(self) -> int | None:
+        """The id that would end the answer, where the next token decides on that by a biased logit."""
+
 
 @dataclass(frozen=True)
 class Choice:
     """The next token ids [rows], and their log-probabilities when a row wants them.
 
     A row that is `broken` has none: its best logit is no number, or minus infinity as when all tokens are banned.
+    `margins` of rows that decided on a stop: how far its logit was above the best other, before the bias.
     """
 
     token_ids: list[int]
     logprobs: list[float] | None
     broken: list[bool]
+    margins: Mapping[int, float]
 
 
 class BatchSampler:
@@ -49,6 +54,7 @@ class BatchSampler:
         self._banned = tuple(torch.tensor(banned, dtype=torch.long, device=device).T) if banned else None
         self._penalty = _penalties(rows, device)
         self._seen = None if self._penalty is None else _seen(rows, vocab_size, device)
+        self._biased = [index for index, row in enumerate(rows) if row.sampling.stop_decision is not None]
         if self._sampled:
             self._filters = _Filters.of([rows[index].sampling for index in self._sampled], vocab_size, device)
 
@@ -59,6 +65,7 @@ class BatchSampler:
         adjusted = logits if self._penalty is None else self._penalised(logits)
         if self._banned is not None:
             adjusted[self._banned] = -torch.inf
+        adjusted, margins = self._with_bias(adjusted)
         best, chosen = adjusted.max(-1)
         if self._sampled:
             numbers = [self._rows[index].rng.random() for index in self._sampled]
@@ -68,7 +75,22 @@ class BatchSampler:
         logprobs = None
         if normaliser is not None:
             logprobs = (logits.gather(1, chosen[:, None])[:, 0] - normaliser).tolist()
-        return Choice(chosen.tolist(), logprobs, (~best.isfinite()).tolist())
+        return Choice(chosen.tolist(), logprobs, (~best.isfinite()).tolist(), margins)
+
+    def _with_bias(self, logits: Tensor) -> tuple[Tensor, Mapping[int, float]]:
+        """The logits, copied where an ending's is biased, and the margins that were there before."""
+        decided = [(index, id) for index in self._biased if (id := self._rows[index].ending_id()) is not None]
+        if not decided:
+            return logits, {}
+        rows, endings = torch.tensor(decided, device=logits.device).T
+        decisions = (self._rows[index].sampling.stop_decision for index, _ in decided)
+        biases = torch.tensor([decision.bias for decision in decisions if decision], device=logits.device)
+        biased = logits.clone()
+        biased[rows, endings] = -torch.inf
+        margins = logits[rows, endings] - biased[rows].amax(-1)
+        biased[rows, endings] = logits[rows, endings] - biases
+        finite = margins.nan_to_num(0.0).clamp(-MAX_MARGIN, MAX_MARGIN)  # a row without numbers is told as broken
+        return biased, dict(zip((index for index, _ in decided), finite.tolist(), strict=True))
 
     def _penalised(self, logits: Tensor) -> Tensor:
         """CTRL's repetition penalty (Keskar et al. 2019), signed as in transformers and vLLM."""

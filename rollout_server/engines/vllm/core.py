@@ -152,6 +152,7 @@ class VllmCore:
             num_prompt_tokens=prompt.num_tokens,
             image_grid=prompt.image_grid,
             token_logprobs=answer.token_logprobs,
+            stop_margins=answer.stop_margins,
             started_at=output.metrics.scheduled_ts,
             first_token_at=output.metrics.first_token_ts,
             finished_at=time.monotonic(),

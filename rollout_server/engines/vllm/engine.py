@@ -31,7 +31,7 @@ class VllmEngine:
     """Engine (see base.py) over vLLM, on GPUs or on the CPU."""
 
     name = "vllm"
-    capabilities: tuple[str, ...] = ("logprobs", "object_limit")
+    capabilities: tuple[str, ...] = ("logprobs", "object_limit", "stop_decision")
 
     def __init__(self, settings: ServerSettings) -> None:
         """Raises ConfigError when vLLM is not installed, or in a version this engine was not written for."""

@@ -6,26 +6,41 @@ answer.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from vllm import SamplingParams
+from vllm.platforms import current_platform
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
-from rollout_server.engines.base import EngineRequest
+from rollout_server.engines.base import EngineRequest, SampleRejected
+from rollout_server.engines.stop_decision import DecisionPlaces
 from rollout_server.engines.stopping import StopRule
-from shared.wire import FinishReason, RepeatTerminate
+from shared.wire import MAX_MARGIN, FinishReason, RepeatTerminate, Sampling
 
 WATCH_INTERVAL = 16
 """Tokens between two looks at an answer that is watched: each look costs the event loop some microseconds."""
+
+STOP_DECISION = "stop_decision"
+"""The extra argument of a request that holds its `StopDecision`, as plain data; read by `StopBiasProcessor`."""
+NUM_RANKED = 5
+"""Tokens whose log-probabilities are asked for where a margin is wanted. An ending beyond them counts as their last."""
 
 FINISH_REASONS: dict[str | None, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
 """vLLM's words for the endings are ours; it has others for what is no answer."""
 
 
 def sampling_params(request: EngineRequest) -> SamplingParams:
-    """How vLLM is to decode `request`."""
+    """How vLLM is to decode `request`. Raises SampleRejected for a bias that its runner cannot apply."""
     sampling = request.sampling
+    decision = sampling.stop_decision
+    if decision and not decision.stands_alone and not current_platform.is_cpu():
+        raise SampleRejected(
+            "engine_error",
+            "the ids that end an answer stand elsewhere in answers too, where vLLM on a GPU would bias them as well; "
+            "use rollout_backend: hf for this tokenizer",
+        )
+    wanted = NUM_RANKED if decision else 0 if request.return_logprobs else None
     return SamplingParams(
         max_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
@@ -36,12 +51,21 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         repetition_detection=repetition_detection(sampling.repeat_terminate),
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,
-        logit_bias=dict.fromkeys(sampling.banned_token_ids, -math.inf) or None,
-        logprobs=0 if request.return_logprobs else None,
+        logit_bias=logit_bias(sampling) or None,
+        logprobs=wanted,
+        extra_args={STOP_DECISION: decision.model_dump()} if decision and not decision.stands_alone else None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA if is_watched(sampling.repeat_terminate) else RequestOutputKind.FINAL_ONLY,
         stream_interval=WATCH_INTERVAL,
     )
+
+
+def logit_bias(sampling: Sampling) -> dict[int, float]:
+    """What is added to logits throughout: bans, and the bias of an ending whose ids stand nowhere else."""
+    bias = dict.fromkeys(sampling.banned_token_ids, -math.inf)
+    if (decision := sampling.stop_decision) and decision.stands_alone:
+        bias |= {decision.at_start[-1]: -decision.bias, decision.behind_coordinate[-1]: -decision.bias}
+    return bias
 
 
 class GrowingAnswer:
@@ -50,17 +74,26 @@ class GrowingAnswer:
     def __init__(self, request: EngineRequest, text_of: Callable[[int], str]) -> None:
         self.token_ids: list[int] = []
         self._logprobs: list[float] | None = [] if request.return_logprobs else None
+        decision = request.sampling.stop_decision
+        self._places = DecisionPlaces(decision) if decision else None
+        self._margins: list[tuple[int, float]] = []
         self._rule = StopRule(request.sampling, text_of) if is_watched(request.sampling.repeat_terminate) else None
 
     @property
     def token_logprobs(self) -> tuple[float, ...] | None:
         return None if self._logprobs is None else tuple(self._logprobs[: len(self.token_ids)])
 
+    @property
+    def stop_margins(self) -> tuple[tuple[int, float], ...]:
+        return tuple((place, margin) for place, margin in self._margins if place < len(self.token_ids))
+
     def add(self, piece: Any) -> str | None:
         """Append the new tokens of `piece`, a CompletionOutput; returns why the answer ends with them, or None."""
         if self._logprobs is not None and piece.logprobs is not None:
             chosen = zip(piece.token_ids, piece.logprobs, strict=True)
             self._logprobs.extend(by_token[token_id].logprob for token_id, by_token in chosen)
+        if self._places is not None and piece.logprobs is not None:
+            self._weigh(self._places, piece)
         finish_reason: str | None = piece.finish_reason
         if self._rule is None:
             self.token_ids.extend(piece.token_ids)
@@ -70,6 +103,20 @@ class GrowingAnswer:
             if reason := self._rule.after(self.token_ids):
                 return reason
         return finish_reason
+
+    def _weigh(self, places: DecisionPlaces, piece: Any) -> None:
+        """Note the margin of each decision among the tokens of `piece`, which are not part of the answer yet."""
+        token_ids = [*self.token_ids, *piece.token_ids]
+        for place, by_token in enumerate(piece.logprobs, len(self.token_ids)):
+            if (ending := places.ending_id(token_ids[:place])) is not None:
+                self._margins.append((place, margin_of(ending, by_token)))
+
+
+def margin_of(ending: int, by_token: Mapping[int, Any]) -> float:
+    """How far the log-probability of `ending` is above the best other of those that vLLM names."""
+    others = [each.logprob for token_id, each in by_token.items() if token_id != ending]
+    ended = by_token[ending].logprob if ending in by_token else min(others)
+    return max(-MAX_MARGIN, min(MAX_MARGIN, float(ended - max(others))))
 
 
 def repetition_detection(limits: RepeatTerminate | None) -> RepetitionDetectionParams | None:

@@ -83,6 +83,8 @@ def _cpu_arguments(settings: ServerSettings, folder: str) -> dict[str, Any]:
         "dtype": dtype,
         "enforce_eager": True,
         "skip_mm_profiling": True,
+        # A GPU's model runner has other processors; there an ending is biased where its ids stand nowhere else.
+        "logits_processors": ["rollout_server.engines.vllm.stop_bias:StopBiasProcessor"],
         "block_size": CPU_BLOCK_SIZE,
         "kv_cache_memory_bytes": _cache_bytes(settings, folder, ITEM_BYTES.get(dtype, 2)),
     }

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rollout_server.engines.hf.sampling import BatchSampler
-from shared.wire import MAX_COUNT, MAX_TEMPERATURE, MIN_TEMPERATURE, Sampling
+from shared.wire import MAX_COUNT, MAX_TEMPERATURE, MIN_TEMPERATURE, Sampling, StopDecision
 
 CPU = torch.device("cpu")
 VOCAB = 12
@@ -30,6 +30,7 @@ class Row:
     seed: int = 0
     seen: tuple[int, ...] = ()
     wants_logprobs: bool = False
+    ending: int | None = None
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,6 +38,9 @@ class Row:
 
     def seen_token_ids(self) -> tuple[int, ...]:
         return self.seen
+
+    def ending_id(self) -> int | None:
+        return self.ending
 
 
 def sampling(**options: object) -> Sampling:
@@ -71,6 +75,29 @@ def test_logprobs_are_the_models_own_before_penalty_and_bans() -> None:
     choice = BatchSampler([row], VOCAB, CPU).choose(scores.clone())
     assert choice.token_ids != [best]
     assert choice.logprobs == pytest.approx([scores.log_softmax(-1)[0, choice.token_ids[0]].item()], abs=1e-6)
+
+
+def test_an_ending_is_biased_where_it_is_decided_on_and_its_margin_and_log_probability_are_the_models_own() -> None:
+    decision = StopDecision(bias=2.0, at_start=(1,), behind_coordinate=(1,), coordinate_ids=(9,))
+    scores = torch.tensor([[0.0, 3.0, 2.0]]).repeat(4, 1)
+    rows = [
+        Row(sampling(stop_decision=decision), wants_logprobs=True, ending=1),
+        Row(sampling(stop_decision=decision), wants_logprobs=True),
+        Row(sampling(stop_decision=decision, temperature=0.01), wants_logprobs=True, ending=0),
+        Row(sampling(), wants_logprobs=True),
+    ]
+    choice = BatchSampler(rows, 3, CPU).choose(scores.clone())
+    assert choice.token_ids == [2, 1, 1, 1]
+    assert choice.margins == {0: 1.0, 2: -3.0}
+    own = scores[0].log_softmax(-1)
+    assert choice.logprobs == pytest.approx([own[2].item(), *[own[1].item()] * 3], abs=1e-6)
+
+
+def test_a_margin_over_nothing_else_is_a_number() -> None:
+    decision = StopDecision(bias=7.0, at_start=(1,), behind_coordinate=(1,), coordinate_ids=(9,))
+    row = Row(sampling(stop_decision=decision, banned_token_ids=(0, 2)), ending=1)
+    assert BatchSampler([row], 3, CPU).choose(torch.zeros(1, 3)).margins == {0: 100.0}
+    assert BatchSampler([row], 3, CPU).choose(torch.full((1, 3), torch.nan)).broken == [True]
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.6}])
