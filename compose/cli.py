@@ -43,6 +43,18 @@ ServerGpus = Annotated[str | None, typer.Option(help="GPUs of the rollout server
 TrainGpus = Annotated[str | None, typer.Option(help="GPU of the learner; empty: the CPU.")]
 ServerPort = Annotated[str | None, typer.Option(metavar="PORT", help="Port of the first server; 0: any free one.")]
 
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", parser=user_path, metavar="FOLDER", help="Checkpoint folder; else model.model."),
+]
+
+CALIBRATED_METRICS = (
+    "eval_rollout_f1_iou50",
+    "eval_rollout_f1_desc_iou50",
+    "eval_rollout_f1_iou50_95",
+    "eval_rollout_f1_desc_iou50_95",
+)
+
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 ConfigFile = Annotated[Path, typer.Option("--config", parser=user_path, metavar="FILE", help="YAML configuration.")]
@@ -123,30 +135,54 @@ def doctor(
 @app.command(name="eval")
 def evaluate(
     config: ConfigFile,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(parser=user_path, metavar="FOLDER", help="Checkpoint folder; else model.model of the config."),
-    ] = None,
+    checkpoint: CheckpointFolder = None,
     arguments: LaunchKeys = None,
     server_gpus: ServerGpus = None,
     train_gpus: TrainGpus = None,
     server_port: ServerPort = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Leave the checkpoint's operating point unused.")] = False,
 ) -> None:
-    """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures."""
-    model: tuple[Override, ...] = ()
-    if checkpoint is not None:
-        if not checkpoint.is_dir():
-            raise ConfigError(f"--checkpoint: {checkpoint} is no folder; name a checkpoint-N of a run, or a model's")
-        model = (("model.model", checkpoint), ("training.resume_from_checkpoint", None))
+    """Decode the validation set and score it: precision, recall, F1, COCO AP, pictures.
+
+    At the operating point that `boxloop calibrate` left beside the checkpoint, if it did.
+    """
     launch = parse_launch(
         ("server_port=0", *(arguments or ())),
-        (*model, *EVALUATION),
+        (*_checkpoint(checkpoint), *EVALUATION),
         config=config,
         server_gpus=server_gpus,
         train_gpus=train_gpus,
         server_port=server_port,
     )
-    work = Work("evaluate", arguments=("--evaluate",), resolved_name="config.evaluate.yaml")
+    told = ("--evaluate", "--plain") if plain else ("--evaluate",)
+    raise typer.Exit(run_supervised(launch, Work("evaluate", arguments=told, resolved_name="config.evaluate.yaml")))
+
+
+@app.command()
+def calibrate(
+    config: ConfigFile,
+    checkpoint: CheckpointFolder = None,
+    arguments: LaunchKeys = None,
+    metric: Annotated[str, typer.Option(help="What is to be highest.")] = CALIBRATED_METRICS[0],
+    server_gpus: ServerGpus = None,
+    train_gpus: TrainGpus = None,
+    server_port: ServerPort = None,
+) -> None:
+    """Find the bias on the stop and the score threshold at which a metric is highest on the validation set.
+
+    One decode serves all of them. What is found is kept beside the checkpoint; `boxloop eval` decodes at it.
+    """
+    if metric not in CALIBRATED_METRICS:
+        raise ConfigError(f"--metric {metric} cannot be calibrated for; use {', '.join(CALIBRATED_METRICS)}")
+    launch = parse_launch(
+        ("server_port=0", *(arguments or ())),
+        (*_checkpoint(checkpoint), *EVALUATION),
+        config=config,
+        server_gpus=server_gpus,
+        train_gpus=train_gpus,
+        server_port=server_port,
+    )
+    work = Work("calibrate", arguments=("--calibrate", metric), resolved_name="config.calibrate.yaml")
     raise typer.Exit(run_supervised(launch, work))
 
 
@@ -224,6 +260,15 @@ def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **op
     except ValidationError as error:
         wrong = (f"{details['loc'][0]}={details['input']}: {details['msg']}" for details in error.errors())
         raise ConfigError("; ".join(wrong)) from None
+
+
+def _checkpoint(folder: Path | None) -> tuple[Override, ...]:
+    """What takes the place of the configuration's model. Raises ConfigError for what is no folder."""
+    if folder is None:
+        return ()
+    if not folder.is_dir():
+        raise ConfigError(f"--checkpoint: {folder} is no folder; name a checkpoint-N of a run, or a model's")
+    return (("model.model", folder), ("training.resume_from_checkpoint", None))
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Trains: `python -m learner --config FILE [key=value …]`, or scores once with `--evaluate`."""
+"""Trains: `python -m learner --config FILE [key=value …]`; scores with `--evaluate`, or `--calibrate METRIC`s, once."""
 
 import argparse
 import asyncio
@@ -6,7 +6,10 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import anyio
 from rich.console import Console
@@ -24,13 +27,18 @@ from shared.errors import BoxloopError
 from shared.lifeline import end_with_parent
 from shared.run_folder import lock_run
 
-SCORES_FILE = "scores.json"
-"""Written by an evaluation into its folder."""
-
 STEP_GRACE_S = 20.0
 """How long the running step may take to end after a signal; then it is given up."""
 ORPHAN_GRACE_S = 5.0
 """The same when the supervisor is gone, and the servers with it."""
+
+
+@dataclass(frozen=True)
+class Once:
+    """What is done instead of training, and the folder in the run's own that it writes into."""
+
+    folder: str
+    work: Callable[[Run, Config, Path, Console], Awaitable[None]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,24 +48,25 @@ def main(arguments: Sequence[str]) -> int:
     tolerate_cuda_builds()
     options = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
+    once = once_of(options)
     try:
-        config = load_config(options.config, (*options.overrides, *(EVALUATION if options.evaluate else ())))
-        if options.evaluate:
-            return asyncio.run(until_signalled(config, console, evaluate_only=True))
+        config = load_config(options.config, (*options.overrides, *(EVALUATION if once else ())))
+        if once:
+            return asyncio.run(until_signalled(config, console, once))
         for warning in advice_for(config) if is_alone else ():  # a supervisor has told them
             console.print(f"warning: {warning}", style="yellow", markup=False)
         with lock_run(config.training.output_dir):
             resolved = config.training.output_dir / "config.resolved.yaml"
             if resolved.resolve() != options.config.resolve():
                 save_resolved(config, resolved)
-            return asyncio.run(until_signalled(config, console, evaluate_only=False))
+            return asyncio.run(until_signalled(config, console))
     except (BoxloopError, OSError) as error:  # OSError: a disk that is full or gone
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False)
         return error.exit_code if isinstance(error, BoxloopError) else BoxloopError.exit_code
 
 
-async def until_signalled(config: Config, console: Console, evaluate_only: bool) -> int:
-    """Train (or evaluate) until it is done, or until SIGINT or SIGTERM ends it; no half step is applied.
+async def until_signalled(config: Config, console: Console, once: Once | None = None) -> int:
+    """Train (or do something once) until it is done, or until SIGINT or SIGTERM ends it; no half step is applied.
 
     A training ends with the running step and a checkpoint. When that step takes longer than STEP_GRACE_S it is given
     up, and the checkpoint is of the step before. A second signal ends all at once.
@@ -66,12 +75,11 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     # what stays anyway; frozen, it is not looked through while training either.
     gc.disable()
     from learner.build import open_run
-    from learner.evaluation.tables import print_scores, write_scores
 
     gc.freeze()
     gc.enable()
 
-    folder = config.training.output_dir / "evaluation" if evaluate_only else config.training.output_dir
+    folder = config.training.output_dir / once.folder if once else config.training.output_dir
 
     training: Progress | None = None
     steps = anyio.CancelScope()
@@ -79,10 +87,8 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
     async def work() -> None:
         nonlocal training
         async with open_run(config, console, folder) as run:
-            if evaluate_only:
-                scores = await run.evaluation.run(run.progress)
-                print_scores(scores, console)
-                write_scores(scores, folder / SCORES_FILE)
+            if once:
+                await once.work(run, config, folder, console)
                 return
             training = run.progress
             with steps:
@@ -115,6 +121,24 @@ async def until_signalled(config: Config, console: Console, evaluate_only: bool)
         return 0
     console.print(f"stopped by {signal.Signals(received[0]).name}; the last checkpoint stands")
     return 128 + received[0]
+
+
+def once_of(options: argparse.Namespace) -> Once | None:
+    """What the options ask for instead of training."""
+
+    async def score(run: Run, *others: Any) -> None:
+        from learner.once import score
+
+        await score(run, *others, is_plain=options.plain)
+
+    async def calibrate(run: Run, *others: Any) -> None:
+        from learner.once import calibrate_checkpoint
+
+        await calibrate_checkpoint(run, *others, metric=options.calibrate)
+
+    if options.calibrate:
+        return Once("calibration", calibrate)
+    return Once("evaluation", score) if options.evaluate else None
 
 
 async def train_what_is_left(run: Run, console: Console) -> None:
@@ -155,6 +179,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
     parser.add_argument("--config", type=user_path, required=True, help="the run's YAML file")
     parser.add_argument("--evaluate", action="store_true", help="score model.model on custom.val_jsonl and end")
+    parser.add_argument("--plain", action="store_true", help="leave the checkpoint's operating point unused")
+    parser.add_argument("--calibrate", metavar="METRIC", help="find the operating point at which METRIC is highest")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the configuration")
     return parser
 

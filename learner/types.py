@@ -95,6 +95,8 @@ class RolloutRequest:
 class Rollout:
     """One decoded answer. `token_logprobs` is as long as `token_ids` when asked for; times are seconds.
 
+    `stop_margins` has a pair for each decision that was biased: its place in `token_ids`, and the margin of the stop.
+
     `arrived_at` is this process's monotonic clock at the moment the line came in, however late it is looked at.
 
         Rollout(request, token_ids=(4913, …, 151645), finish_reason="stop", policy_version=PolicyVersion("a3", 40),
@@ -109,6 +111,7 @@ class Rollout:
     queue_s: float
     decode_s: float
     arrived_at: float
+    stop_margins: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

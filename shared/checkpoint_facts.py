@@ -13,6 +13,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's own file; a folder that has one holds adapters and no model."""
 
 TOKENIZER_FILE = "tokenizer.json"
+OPERATING_POINT_FILE = "operating_point.json"
+"""How the checkpoint beside it is best decoded, found by `boxloop calibrate`; other weights have another."""
 
 PROCESSOR_FILE, WHOLE_PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 """Where an image processor's values stand: in a file of their own, or, as transformers 5 saves them, in the second."""

@@ -93,7 +93,8 @@ class StopDecision(WireModel):
     behind_coordinate: tuple[int, ...] = Field(min_length=1)
     coordinate_ids: tuple[int, ...] = Field(min_length=1)
     stands_alone: bool = Field(
-        default=False, description="the biased ids stand nowhere else in an answer, so they may be biased throughout"
+        default=False,
+        description="the biased ids stand nowhere else in an answer but in names, so they may be biased throughout",
     )
 
 

@@ -21,6 +21,7 @@ from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import BandSums, Guard
 from learner.training.optim import StepOptimizer
+from shared.checkpoint_facts import OPERATING_POINT_FILE
 from shared.config.training import TrainingSection
 from shared.errors import DataError
 from shared.whole_folder import whole_folder
@@ -276,7 +277,10 @@ def base_dtype(folder: Path) -> str:
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy what belongs to a model besides its weights: tokenizer, processors, chat template, licence."""
     for path in source.iterdir():
-        own = path.name in (STATE_FILE, TENSORS_FILE, *WRITTEN_WITH_THE_MODEL) or "safetensors" in path.name
+        own = (
+            path.name in (STATE_FILE, TENSORS_FILE, OPERATING_POINT_FILE, *WRITTEN_WITH_THE_MODEL)
+            or "safetensors" in path.name
+        )
         taken = own or (folder / path.name).exists()
         if path.is_file() and not taken and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ""):
             shutil.copyfile(path, folder / path.name)

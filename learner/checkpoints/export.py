@@ -1,6 +1,7 @@
 """A checkpoint as a plain Hugging Face model: `python -m learner.checkpoints.export CHECKPOINT --out DIR`."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from shared.checkpoint_facts import base_model, holds_adapters
+from shared.checkpoint_facts import OPERATING_POINT_FILE, base_model, holds_adapters
 from shared.config.paths import user_path
 from shared.console import settle_streams
 from shared.errors import BoxloopError, ConfigError
@@ -46,6 +47,8 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
     with whole_folder(out) as folder:
         loaded.model.save_pretrained(folder)
         copy_companions(loaded.folder, folder)
+        if (point := checkpoint / OPERATING_POINT_FILE).exists():  # the weights are the same
+            shutil.copyfile(point, folder / point.name)
 
 
 def _fold_adapters(model: "VisionLanguageModel") -> None:

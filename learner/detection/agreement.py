@@ -40,17 +40,25 @@ def agreement_of(
     How a run matches in training takes none either, so that numbers of runs can be compared: every ground truth is a
     candidate, and a miss and a false alarm cost 1 each.
     """
-    matched = []
-    for threshold in IOU_THRESHOLDS:
-        config = MatchingConfig(
-            candidate_top_k=max(1, len(ground_truth)),
-            maskiou_resolution=maskiou_resolution,
-            maskiou_gate=threshold,
-            fp_cost=1.0,
-            fn_cost=1.0,
-        )
-        matched.append(len(match_objects(predictions, ground_truth, config).pairs))
-    return Agreement(len(predictions), len(ground_truth), tuple(matched))
+    pairs = (pairs_of(predictions, ground_truth, threshold, maskiou_resolution) for threshold in IOU_THRESHOLDS)
+    return Agreement(len(predictions), len(ground_truth), tuple(map(len, pairs)))
+
+
+def pairs_of(
+    predictions: Sequence[Prediction],
+    ground_truth: Sequence[GroundTruthObject],
+    threshold: float,
+    maskiou_resolution: int,
+) -> tuple[tuple[int, int, float], ...]:
+    """What is matched at one IoU threshold, whatever it is called."""
+    config = MatchingConfig(
+        candidate_top_k=max(1, len(ground_truth)),
+        maskiou_resolution=maskiou_resolution,
+        maskiou_gate=threshold,
+        fp_cost=1.0,
+        fn_cost=1.0,
+    )
+    return match_objects(predictions, ground_truth, config).pairs
 
 
 def agreement_by_desc(

@@ -13,7 +13,7 @@ from learner.detection.serialize import CLOSE_ANSWER
 from learner.detection.vocabulary import CoordinateVocabulary
 
 
-class _Probe(NamedTuple):
+class Probe(NamedTuple):
     """An object that could come next."""
 
     desc: str = "a"
@@ -37,6 +37,6 @@ def ending(vocabulary: CoordinateVocabulary, lead: str) -> Stretch:
 @lru_cache(maxsize=1 << 12)
 def decision_place(vocabulary: CoordinateVocabulary, lead: str) -> int:
     """Where in `ending` the first id stands by which it is no opening of a next object."""
-    (going_on,) = openings(vocabulary, [_Probe()], 1, lead)
+    (going_on,) = openings(vocabulary, [Probe()], 1, lead)
     both = zip(ending(vocabulary, lead).token_ids, going_on.token_ids, strict=False)
     return next(place for place, (stop, go) in enumerate(both) if stop != go)

@@ -7,6 +7,7 @@ from rich.console import Console
 from learner.data.opening import Data
 from learner.decoding.opening import Decoding
 from learner.detection.matching import MatchingConfig
+from learner.evaluation.answers import Validation
 from learner.evaluation.evaluate import Evaluation, EvaluationPlan
 from learner.plan.planner import Planner
 from learner.reporting.sinks import Sinks
@@ -27,19 +28,10 @@ def open_evaluation(
         "epoch": max(1, planner.num_steps(1)),
     }[training.eval_strategy]
     plan = EvaluationPlan(
-        records=data.validation,
         every=every,
         at_start=training.eval_on_start,
         num_pictures=NUM_EVAL_PICTURES,
         pictures=pictures,
     )
-    return Evaluation(
-        plan,
-        encoder=data.encoder,
-        vocabulary=data.vocabulary,
-        matching=pick(MatchingConfig, config.rollout),
-        sampling=decoding.sampling,
-        decoding=decoding,
-        sinks=sinks,
-        console=console,
-    )
+    validation = Validation(data.validation, data.encoder, data.vocabulary, decoding, console)
+    return Evaluation(plan, validation, pick(MatchingConfig, config.rollout), sinks)

@@ -1,5 +1,6 @@
 """What an evaluation found, as tables for the console and as JSON for whatever comes next."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from learner.evaluation.calibration import Calibration
 from learner.evaluation.scoring import ClassScores, Scores
 from shared.extras import cure_for, is_installed
 
 NUM_CLASSES_SHOWN = 20
+CLEARLY_INCOMPLETE = 0.9
+"""A smaller share of the surest objects annotated asks for a word."""
 WIDEST = 1000
 """Characters of a line where no terminal bounds it."""
 HEADLINES = {
@@ -97,6 +101,45 @@ def class_table(scores: Scores) -> Table:
     for row in rows:
         table.add_row(*map(_shown, row.values()))
     return table
+
+
+def calibration_table(found: Calibration) -> Table:
+    """The best threshold of each bias; the point that was chosen stands out."""
+    title = f"{found.metric} on {found.num_images} images"
+    table = Table(title=title, caption="precision and recall as annotated, at IoU 0.5 or the mean of the goal's")
+    for heading in ("stop bias", "scores from", "value", "precision", "recall", "predictions / object"):
+        table.add_column(heading, justify="right")
+    for each in found.tried:
+        point = each.point
+        numbers = (each.value, each.precision, each.recall, each.predictions_per_object)
+        cells = (f"{point.stop_bias:g}", f"{point.score_threshold:g}", *(f"{number:.3f}" for number in numbers))
+        table.add_row(*cells, style="bold green" if each == found.best else None)
+    return table
+
+
+def reading_of(found: Calibration) -> list[str]:
+    """What the table means, and what the annotations do not let it say."""
+    point, recall, surest = found.best.point, found.annotation_recall, found.surest
+    lines = [
+        f"{found.metric} {found.plain.value:.3f} -> {found.best.value:.3f} at stop bias {point.stop_bias:g}, "
+        f"scores from {point.score_threshold:g}; chosen on these images, so score it on others"
+    ]
+    if surest is None:
+        return [*lines, f"{found.num_surest} objects were named, too few to tell how complete annotations are"]
+    key = "custom.extra.stage2_ab.reward.annotation_recall"
+    lines.append(f"of the {found.num_surest} objects it is surest of, {surest:.0%} are annotated")
+    if recall == 1 and surest < CLEARLY_INCOMPLETE:
+        lines.append(
+            "warning: either it is wrong where it is surest, or annotators leave objects out. If they do, "
+            f"{found.metric} counts right objects as wrong and its best bias is too low: look at those pictures, and "
+            f"give {key}={surest:.2f} or what whole annotations of some tell"
+        )
+    elif recall < surest - 2 * math.sqrt(surest * (1 - surest) / found.num_surest):
+        lines.append(
+            f"warning: {key}={recall:g} is less than that, which cannot be when annotators leave objects out at "
+            "random: the chosen bias is too high"
+        )
+    return lines
 
 
 def _shown(value: str | int | float | None) -> str:

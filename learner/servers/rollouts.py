@@ -189,6 +189,7 @@ def checked_rollout(request: RolloutRequest, line: StreamSample, server: str) ->
         queue_s=line.queue_s,
         decode_s=line.done_s - line.queue_s,
         arrived_at=time.monotonic(),
+        stop_margins=line.stop_margins,
     )
 
 

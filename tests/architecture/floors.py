@@ -66,7 +66,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("evaluation",),
         ("stages",),
         ("run",),
-        ("build", "train"),
+        ("build", "once", "train"),
         ("preflight", "__main__"),
     ),
     "compose": (

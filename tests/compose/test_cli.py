@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compose.cli import app, main, parse_launch
+from compose.cli import CALIBRATED_METRICS, app, main, parse_launch
 from shared.errors import ConfigError
 
 CONFIG = """
@@ -34,6 +34,12 @@ def test_up_tells_its_own_keys_from_overrides() -> None:
 def test_up_without_a_config_says_what_to_write() -> None:
     with pytest.raises(ConfigError, match="config=FILE"):
         parse_launch(["server_gpus=0"])
+
+
+def test_every_goal_of_a_calibration_is_an_option() -> None:
+    from learner.evaluation.calibration import GOALS
+
+    assert tuple(GOALS) == CALIBRATED_METRICS
 
 
 def test_every_wrong_value_is_named() -> None:
@@ -98,6 +104,8 @@ def test_options_go_before_arguments() -> None:
         ("serve", "--config", "CONFIG", "--port", "70000", "--gpus", "0"),
         ("eval", "--config", "CONFIG"),
         ("eval", "--config", "CONFIG", "server_port=70000"),
+        ("calibrate", "--config", "CONFIG"),
+        ("calibrate", "--config", "CONFIG", "--metric", "eval_coco_ap"),
     ],
     ids=" ".join,
 )
@@ -114,7 +122,9 @@ def test_wrong_arguments_end_with_2_before_anything_starts(
     told = capsys.readouterr().err
     if "server_port=70000" in command:
         assert "server_port=70000" in told
-    elif command[0] == "eval":
+    elif "eval_coco_ap" in command:
+        assert "--metric eval_coco_ap cannot be calibrated for; use eval_rollout_f1_iou50," in told
+    elif command[0] in ("eval", "calibrate"):
         assert f"{config}: 1 problem" in told
         assert "custom.val_jsonl: evaluation needs it" in told
 
@@ -125,7 +135,9 @@ def test_help_loads_no_model_library() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "train", "eval", "doctor", "report", "demo", "data", "export"])
+@pytest.mark.parametrize(
+    "command", ["up", "serve", "train", "eval", "calibrate", "doctor", "report", "demo", "data", "export"]
+)
 @pytest.mark.slow
 def test_every_command_explains_itself(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "compose", command, "--help"], capture_output=True, text=True)

@@ -89,7 +89,7 @@ def ended(
             with anyio.fail_after(60):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(meanwhile)
-                    return await until_signalled(config, Console(file=io.StringIO()), evaluate_only=False)
+                    return await until_signalled(config, Console(file=io.StringIO()))
 
     return run
 

@@ -8,7 +8,7 @@ import pytest
 
 from learner.detection.prediction import Prediction
 from learner.detection.record import Record
-from learner.evaluation.evaluate import score_of
+from learner.evaluation.answers import score_of
 from learner.types import EncodedImage, EncodedRecord, Rollout, RolloutRequest
 from shared.errors import ProtocolError
 
