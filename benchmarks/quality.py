@@ -1,10 +1,13 @@
 """Which way of training is right when: arms from one checkpoint, on one file, in the real two processes.
 
-    python -m benchmarks.quality --setting incomplete --arms teacher priced reward --seeds 0 1 2 --out runs/quality
+    python -m benchmarks.quality --setting incomplete --arms teacher priced reward --seeds 0 1 2 --seconds 210
 
 Settings say what the annotations of both stages leave out; scores are always of whole and clean ones that no arm sees.
-Every arm takes as many steps; its seconds stand beside its scores. The table is printed as it fills and written to
-`results.jsonl`, a line an arm and seed, so that a run which was ended goes on.
+Arms take as many steps (`--steps`), or as many seconds of steps (`--seconds`: a short run of each arm says how many
+steps those are, so that schedules know their end); the seconds that they took stand beside their scores. `--calibrate`
+scores arms at operating points too, chosen on 200 further images: on whole annotations, on such as they train on, and
+on those with the annotators' recall told. Tables are printed as they fill and written to `results.jsonl`, a line an arm
+and seed, so that a run which was ended goes on.
 """
 
 import argparse
@@ -14,65 +17,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quality_arms import ARMS, CALIBRATIONS, SCORES, SETTINGS, Arm, Setting
 from compose.environment import child_environment
-from compose.launch_plan import Launch
+from compose.launch_plan import Launch, Work
 from compose.process import ProcessSpec
 from compose.supervisor import run_program, run_supervised
-from shared.config.overrides import Override
+from shared.checkpoint_facts import OPERATING_POINT_FILE
+from shared.config.overrides import EVALUATION
 from shared.config.shipped import shipped_configs
 
 CONFIGS = shipped_configs() / "demo"
-AB, ROLLOUT = "custom.extra.stage2_ab", "custom.extra.rollout_matching"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How people annotated: each object with `probability`, its corners off by `jitter` of its side."""
-
-    probability: float
-    jitter: float
-
-
-SETTINGS: Mapping[str, Setting] = {
-    "incomplete": Setting(0.45, 0.05),
-    "half": Setting(0.6, 0.05),
-    "most": Setting(0.8, 0.05),
-    "whole": Setting(1.0, 0.0),
-}
-
-TEACHER = {f"{AB}.schedule.pattern": ["A"], f"{AB}.n_softctx_iter": 1}
-REWARD: Mapping[str, Any] = {f"{AB}.schedule.pattern": ["R"], "training.effective_batch_size": 16,
-    "training.per_device_train_batch_size": 16, "training.learning_rate": 2e-4}  # fmt: skip
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    "teacher": {**TEACHER, "training.learning_rate": 5e-4},
-    "priced": {**TEACHER, "training.learning_rate": 5e-4, f"{AB}.stop_ce_weight": 0.1},
-    "seed": {
-        f"{AB}.schedule.pattern": ["A", "A", "B"],
-        f"{AB}.prefix_extras": "keep",
-        f"{AB}.prefix_structure_ce_weight": 0,
-        "training.learning_rate": 1e-3,
-    },
-    "aab": {f"{AB}.schedule.pattern": ["A", "A", "B"], "training.learning_rate": 1e-3},
-    "reward": REWARD,
-    "reward_blind": REWARD,
-    "mixed": {**REWARD, f"{AB}.schedule.pattern": ["A", "R"], f"{AB}.n_softctx_iter": 1, f"{AB}.stop_ce_weight": 0.1},
-}
-"""What each arm changes in configs/demo/stage2.yaml. `reward_blind` is not told the annotators' recall."""
-
-SCORES = {
-    "F1": "eval_rollout_f1_iou50",
-    "recall": "eval_rollout_recall_iou50",
-    "precision": "eval_rollout_precision_iou50",
-    "F1 desc": "eval_rollout_f1_desc_iou50",
-    "mean F1 desc": "eval_rollout_f1_desc_iou50_95",
-    "mean F1": "eval_rollout_f1_iou50_95",
-    "valid": "eval_rollout_sample_valid_pred_rate",
-}
+NUM_CHOSEN_ON = 200
+PACE_STEPS, NUM_SETTLING = 14, 4
+"""Steps of the run that tells an arm's pace, and how many of them are not counted."""
+Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,13 +47,16 @@ class Bench:
     setting: str
     seed: int
     stage1_steps: int
-    steps: int
     num_train: int
     num_val: int
 
     @property
     def folder(self) -> Path:
         return self.out / f"{self.setting}-{self.seed}"
+
+    @property
+    def annotators(self) -> Setting:
+        return SETTINGS[self.setting]
 
     @property
     def checkpoint(self) -> Path:
@@ -112,31 +79,60 @@ class Bench:
         """Render, build and train what all arms start from, unless it is there."""
         if self.checkpoint.exists():
             return
-        setting, seed = SETTINGS[self.setting], ("--seed", str(self.seed))
-        annotate = ("--annotate", str(setting.probability), "--jitter", str(setting.jitter))
-        counts = ("--train", str(self.num_train), "--val", str(self.num_val))
-        data, tiny = self.folder / "data", self.folder / "tiny"
-        self._program("learner.data.shapes", "--out", str(data), *counts, *annotate, *seed)
-        self._program("learner.model.tiny", "--out", str(tiny), "--tokenizer", "fused", *seed)
-        self._run("stage1.yaml", self.overrides("stage1", tiny, self.stage1_steps), server_port=None)
+        tiny = self.folder / "tiny"
+        self._render("data", self.num_train, self.num_val, self.seed)
+        self._program("learner.model.tiny", "--out", str(tiny), "--tokenizer", "fused", "--seed", str(self.seed))
+        self._run("stage1.yaml", self.overrides("stage1", tiny, self.stage1_steps), decodes=False)
 
-    def train(self, arm: str) -> dict[str, Any]:
-        """Run an arm to its end; returns its scores before and after, and where its seconds went."""
-        changes = {**self.overrides(arm, self.checkpoint, self.steps), **ARMS[arm]}
-        if arm in ("reward", "mixed"):
-            changes[f"{AB}.reward.annotation_recall"] = SETTINGS[self.setting].probability
-        self._run("stage2.yaml", changes, server_port=0)
-        lines = [json.loads(line) for line in (self.folder / arm / "logging.jsonl").read_text().splitlines()]
+    def pace_of(self, name: str) -> float:
+        """Seconds of one of the arm's steps, from a short run that is thrown away."""
+        run = f"pace-{name}"
+        if not (self.folder / run).exists():
+            changes = {**self.overrides(run, self.checkpoint, PACE_STEPS), **ARMS[name].overrides(self.annotators)}
+            self._run("stage2.yaml", {**changes, "training.eval_strategy": "no", "training.eval_on_start": False})
+        return median(line["time/step_s"] for line in self._log(run)[NUM_SETTLING:])
+
+    def train(self, name: str, arm: Arm, steps: int) -> Result:
+        """Run an arm to its end; its scores before and after, and its seconds."""
+        run = f"{name}-{steps}"
+        self._run("stage2.yaml", {**self.overrides(run, self.checkpoint, steps), **arm.overrides(self.annotators)})
+        lines = self._log(run)
         before, *_, after = [line for line in lines if SCORES["F1"] in line]
         seconds = sum(line.get("time/step_s", 0.0) for line in lines)
-        about = {"setting": self.setting, "arm": arm, "seed": self.seed, "steps": self.steps, "seconds": seconds}
-        scores = {name: after[metric] for name, metric in SCORES.items() if metric in after}
-        return {**about, "before": before[SCORES["F1"]], **scores}
+        return {**self._about(name, steps), "seconds": seconds, "before": before[SCORES["F1"]], **scores_in(after)}
 
-    def _run(self, config: str, overrides: Mapping[str, Any], server_port: int | None) -> None:
-        pairs: tuple[Override, ...] = tuple(overrides.items())
-        port = {} if server_port is None else {"server_port": server_port}
-        if code := run_supervised(Launch(CONFIGS / config, pairs, **port)):
+    def calibrate(self, name: str, steps: int, chosen_on: str) -> Result:
+        """Choose the operating point of what an arm has left on one kind of file, and score it there."""
+        file, told = CALIBRATIONS[chosen_on]
+        if not (self.folder / "chosen_on").exists():
+            self._render("chosen_on", NUM_CHOSEN_ON, 1, self.seed + 10_000)
+        run = f"{name}-{steps}"
+        checkpoint = self.folder / run / f"checkpoint-{steps}"
+        own = Arm({}, told).overrides(self.annotators)
+        scored = {**self.overrides(f"{run}-at-{chosen_on}", checkpoint, 1), **own}
+        chosen = {**scored, "custom.val_jsonl": self.folder / "chosen_on" / file}
+        for changes, *arguments in ((chosen, "--calibrate", SCORES["F1"]), (scored, "--evaluate")):
+            work = Work("once", arguments=tuple(arguments), resolved_name="config.once.yaml")
+            self._run("stage2.yaml", changes, work=work)
+        point = json.loads((checkpoint / OPERATING_POINT_FILE).read_text())
+        metrics = json.loads((scored["training.output_dir"] / "evaluation" / "scores.json").read_text())["metrics"]
+        return {**self._about(f"{name}, bias by {chosen_on}", steps), "bias": point["stop_bias"], **scores_in(metrics)}
+
+    def _about(self, arm: str, steps: int) -> dict[str, Any]:
+        return {"setting": self.setting, "arm": arm, "seed": self.seed, "steps": steps}
+
+    def _log(self, run: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / run / "logging.jsonl").read_text().splitlines()]
+
+    def _render(self, name: str, num_train: int, num_val: int, seed: int) -> None:
+        counts = ("--train", str(num_train), "--val", str(num_val), "--seed", str(seed))
+        annotate = ("--annotate", str(self.annotators.probability), "--jitter", str(self.annotators.jitter))
+        self._program("learner.data.shapes", "--out", str(self.folder / name), *counts, *annotate)
+
+    def _run(self, config: str, changes: Mapping[str, Any], *, work: Work = Work(), decodes: bool = True) -> None:
+        extra = () if work.trains else EVALUATION
+        port = {"server_port": 0} if decodes else {}
+        if code := run_supervised(Launch(CONFIGS / config, (*changes.items(), *extra), **port), work):
             sys.exit(code)
 
     def _program(self, module: str, *arguments: str) -> None:
@@ -147,42 +143,82 @@ class Bench:
             sys.exit(code)
 
 
-def table_of(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A line for each arm and seed."""
-    columns = ("setting", "arm", "seed", "steps", "seconds", "before", *SCORES)
+def scores_in(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: metrics[metric] for name, metric in SCORES.items() if metric in metrics}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A line an arm and seed, in a file that a later run goes on with."""
+
+    file: Path
+    lines: list[Result]
+
+    @classmethod
+    def read(cls, file: Path) -> "Results":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return cls(file, [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [])
+
+    def holds(self, **about: Any) -> bool:
+        return any(all(line[key] == value for key, value in about.items()) for line in self.lines)
+
+    def add(self, line: Result, console: Console) -> None:
+        self.lines.append(line)
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        console.print(table_of(self.lines))
+
+
+def table_of(lines: Sequence[Result]) -> Table:
+    """A line for each arm and seed, and the mean of an arm's."""
+    columns = ("setting", "arm", "seed", "steps", "seconds", "bias", "before", *SCORES)
     table = Table(*columns, title="whole annotations that no arm has seen")
-    for result in results:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in map(result.get, columns)))
+    for setting, arm in dict.fromkeys((line["setting"], line["arm"]) for line in lines):
+        own = [line for line in lines if (line["setting"], line["arm"]) == (setting, arm)]
+        for line in own:
+            table.add_row(*(_shown(line.get(column)) for column in columns))
+        if len(own) > 1:
+            means = {name: fmean(line[name] for line in own) for name in ("seconds", *SCORES) if name in own[0]}
+            mean = {"setting": setting, "arm": arm, "seed": "mean", **means}
+            table.add_row(*(_shown(mean.get(column)) for column in columns), style="bold", end_section=True)
     return table
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
     parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=["incomplete"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["teacher", "priced", "reward"])
+    parser.add_argument(
+        "--calibrate", nargs="*", choices=ARMS, default=[], help="arms to score at operating points too"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=75, help="optimizer steps of an arm")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=75, help="optimizer steps of an arm")
+    length.add_argument("--seconds", type=float, help="seconds of steps of an arm, instead of steps")
     parser.add_argument("--stage1-steps", type=int, default=1500)
     parser.add_argument("--train", type=int, default=8192, help="images to train on")
     parser.add_argument("--val", type=int, default=400, help="images to score on")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     chosen = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    console, file = Console(width=150), chosen.out / "results.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    console, results = Console(width=170), Results.read(chosen.out / "results.jsonl")
     for setting in chosen.setting:
         for seed in chosen.seeds:
-            bench = Bench(chosen.out, setting, seed, chosen.stage1_steps, chosen.steps, chosen.train, chosen.val)
+            bench = Bench(chosen.out, setting, seed, chosen.stage1_steps, chosen.train, chosen.val)
             bench.prepare()
-            for arm in chosen.arms:
-                key = (setting, arm, seed, chosen.steps)
-                if key in [tuple(each[name] for name in ("setting", "arm", "seed", "steps")) for each in results]:
-                    continue
-                results.append(bench.train(arm))
-                with file.open("a") as lines:
-                    lines.write(json.dumps(results[-1]) + "\n")
-                console.print(table_of(results))
+            for name in chosen.arms:
+                steps = chosen.steps if chosen.seconds is None else round(chosen.seconds / bench.pace_of(name))
+                if not results.holds(setting=setting, arm=name, seed=seed):
+                    results.add(bench.train(name, ARMS[name], steps), console)
+                for chosen_on in CALIBRATIONS if name in chosen.calibrate else ():
+                    if not results.holds(setting=setting, arm=f"{name}, bias by {chosen_on}", seed=seed):
+                        results.add(bench.calibrate(name, steps, chosen_on), console)
 
 
 if __name__ == "__main__":
