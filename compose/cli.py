@@ -209,11 +209,16 @@ def demo(
     tokenizer: Annotated[
         str, typer.Option(help="plain, or fused: one token ends an object and opens the next.")
     ] = "plain",
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Whole annotations in Stage 2 also from 15 minutes on; below it always is so."),
+    ] = False,
 ) -> None:
-    """The whole story on a CPU: data, a tiny model, Stage 1, Stage 2 with both processes, a control, a report."""
+    """The whole story on a CPU: data, a tiny model, Stage 1, ways to train on from it in equal time, a report."""
     from compose.demo import run_demo
 
-    raise typer.Exit(run_demo(minutes=minutes, engine=engine, seed=seed, out=out, tokenizer=tokenizer))
+    code = run_demo(minutes=minutes, engine=engine, seed=seed, out=out, tokenizer=tokenizer, is_whole=whole)
+    raise typer.Exit(code)
 
 
 @data.command("check", context_settings=PASS_THROUGH, add_help_option=False)

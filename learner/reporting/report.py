@@ -44,8 +44,13 @@ COMPUTE_TIMES = (
     ("optimizer", "time/optimizer_s", 4),
     ("packing", "time/post_rollout_pack_s", 5),
 )
-SUMMARY_ROWS = (("F1", "f1"), ("Recall", "recall"), ("Valid answers", "valid"))
-SUMMARY_COLUMNS = (("Before", "before"), ("After Stage 2", "after"), ("Control", "control"))
+SUMMARY_COLUMNS = (
+    ("F1", "f1"),
+    ("F1, equal desc", "f1_desc"),
+    ("Recall", "recall"),
+    ("Precision", "precision"),
+    ("Valid answers", "valid"),
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -63,32 +68,32 @@ def write_report(folder: Path) -> Path:
 
 
 def summary_section(summary: Mapping[str, Any]) -> str:
-    """What a demo found: the same validation images before, after, and after the control."""
-    rows = "".join(_summary_row(label, key, summary) for label, key in SUMMARY_ROWS if f"{key}_before" in summary)
-    if not rows:
+    """What a demo found: the same validation images before, and after each of its arms."""
+    arms = summary.get("arms", ())
+    if not arms:
         return ""
-    head = "".join(f"<th>{label}</th>" for label, _ in SUMMARY_COLUMNS)
+    head = "".join(f"<th>{label}</th>" for label in ("", "Steps", "Seconds", *(label for label, _ in SUMMARY_COLUMNS)))
+    rows = "".join(_summary_row(arm, arms[0]) for arm in arms)
     versions = " · ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
     facts = (
-        "At IoU 0.5 on the validation images. The control took as many plain teacher-forced steps. "
-        f"{summary['steps']} steps each, {duration(summary['seconds'])} in all, "
-        f"engine {summary['engine']}, seed {summary['seed']}"
+        f"At IoU 0.5 on validation images with whole annotations; trained on {summary['about']}. Every arm started "
+        f"from the same checkpoint and took about as long. {duration(summary['seconds'])} in all, engine "
+        f"{summary['engine']}, seed {summary['seed']}."
     )
     return (
-        f'<h2>Before, after, and the control</h2><div class="table"><table><thead><tr><th></th>{head}</tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="lead">{escape(facts)}.</p>'
-        f'<p class="unit">{escape(versions)}</p>'
+        f'<h2>Before, and after each arm</h2><div class="table"><table><thead><tr>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table></div><p class="lead">{escape(summary["told"])}</p>'
+        f'<p class="lead">{escape(facts)}</p><p class="unit">{escape(versions)}</p>'
     )
 
 
-def _summary_row(label: str, key: str, summary: Mapping[str, Any]) -> str:
-    before = summary[f"{key}_before"]
+def _summary_row(arm: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    spent = f"<td>{arm['steps']}</td><td>{arm['seconds']:.0f}</td>" if arm["steps"] else "<td></td><td></td>"
     cells = []
-    for _, moment in SUMMARY_COLUMNS:
-        value = summary[f"{key}_{moment}"]
-        change = "" if moment == "before" else f"<small>{value - before:+.3f}</small>"
-        cells.append(f'<td>{value:.3f}{change}<meter min="0" max="1" value="{value:.4f}"></meter></td>')
-    return f"<tr><th>{label}</th>{''.join(cells)}</tr>"
+    for _, key in SUMMARY_COLUMNS:
+        change = "" if arm is before else f"<small>{arm[key] - before[key]:+.3f}</small>"
+        cells.append(f'<td>{arm[key]:.3f}{change}<meter min="0" max="1" value="{arm[key]:.4f}"></meter></td>')
+    return f"<tr><th>{escape(arm['title'])}</th>{spent}{''.join(cells)}</tr>"
 
 
 def run_section(run: RunLog) -> str:

@@ -76,6 +76,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("dry_run", "machine_checks", "watch"),
         ("doctor",),
         ("supervisor",),
+        ("demo_arms",),
         ("demo",),
         ("cli",),
         ("__main__",),

@@ -17,7 +17,7 @@ def test_there_are_configs_for_the_demo_production_and_smoke() -> None:
 @pytest.mark.parametrize("run", RUNS)
 def test_every_shipped_config_loads(run: str) -> None:
     config = load_config(CONFIGS / run)
-    expected = {"ab_mixed": ("A", "A", "B"), "a_only": ("A",), "b_only": ("B",), "control": ("A",)}
+    expected = {"ab_mixed": ("A", "A", "B"), "a_only": ("A",), "b_only": ("B",), "control": ("A",), "rewards": ("R",)}
     assert config.stage2.schedule.pattern == expected.get(Path(run).stem, config.stage2.schedule.pattern)
 
 

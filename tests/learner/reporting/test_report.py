@@ -17,10 +17,16 @@ from learner.reporting.report import LARGEST_PNG_BYTES, data_uri, main, write_re
 from learner.reporting.run_log import read_runs
 from shared.errors import DataError
 
+KEYS = ("f1", "f1_desc", "recall", "precision", "valid")
 SUMMARY = {
-    **{f"{key}_{moment}": value for key in ("f1", "recall", "valid") for moment, value in
-       (("before", 0.5), ("after", 0.75), ("control", 0.625))},
-    "seconds": 300, "steps": 60, "engine": "hf", "seed": 0, "versions": {"torch": "2.13"},
+    "arms": [
+        {"name": name, "title": title, "steps": steps, "seconds": 2.0 * steps, **dict.fromkeys(KEYS, value)}
+        for name, title, steps, value in (
+            ("before", "before Stage 2", 0, 0.5), ("after", "rewards <R>", 60, 0.75), ("control", "teacher", 90, 0.625)
+        )
+    ],
+    "about": "annotations that name half", "told": "When which is right.",
+    "seconds": 300, "engine": "hf", "seed": 0, "versions": {"torch": "2.13"},
 }  # fmt: skip
 
 
@@ -120,11 +126,17 @@ def test_a_folder_of_runs_is_told_in_order_with_its_summary(tmp_path: Path, run_
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
     page = write_report(tmp_path).read_text()
     assert re.findall(r'<h2 id="([^"]+)"', page) == ["my &lt;run&gt;", "later"]
-    assert re.findall(r"<td>([\d.]+)(?:<small>([^<]+))?", page)[:3] == [
+    assert re.findall(r"<td>(\d\.\d+)(?:<small>([^<]+))?", page)[::5] == [
         ("0.500", ""),
         ("0.750", "+0.250"),
         ("0.625", "+0.125"),
     ]
+    assert re.findall(r"<th>([^<]+)</th>(?:<td>(\d*)</td>){2}", page) == [
+        ("before Stage 2", ""),
+        ("rewards &lt;R&gt;", "120"),
+        ("teacher", "180"),
+    ]
+    assert "When which is right." in page
 
 
 def test_a_run_comes_before_those_in_its_subfolders(tmp_path: Path) -> None:
