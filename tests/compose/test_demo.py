@@ -37,6 +37,7 @@ def test_the_whole_story_ends_with_its_numbers_and_its_page(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_longer_story_is_of_incomplete_annotations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     monkeypatch.setattr(demo, "LONG_ENOUGH", 0.1)
