@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import learner.checkpoints.checkpoint
-import learner.evaluation.evaluate
+import learner.evaluation.answers
 import learner.servers.rollouts
 from learner.channels.last_pass import SinglePass
 from learner.checkpoints.checkpoint import Checkpoints
@@ -37,7 +37,7 @@ PHASES = {
     "compute": Phase(Learner, "accumulate"),
     "compute_b": Phase(SinglePass, "__call__"),
     "update": Phase(Learner, "update"),
-    "evaluation": Phase(learner.evaluation.evaluate, "parse_rollout"),
+    "evaluation": Phase(learner.evaluation.answers, "parse_rollout"),
     "ledger": Phase(Checkpoints, "save"),  # the step is in the ledger, and in no checkpoint
     "save": Phase(learner.checkpoints.checkpoint, "save_file"),  # the weights are written, the optimizer is not
     "rename": Phase(Path, "rename", lambda path, *_: path.name.endswith(".partial")),  # the whole checkpoint is written
