@@ -214,10 +214,11 @@ def main() -> None:
             bench.prepare()
             for name in chosen.arms:
                 steps = chosen.steps if chosen.seconds is None else round(chosen.seconds / bench.pace_of(name))
-                if not results.holds(setting=setting, arm=name, seed=seed):
+                about = {"setting": setting, "seed": seed, "steps": steps}
+                if not results.holds(arm=name, **about):
                     results.add(bench.train(name, ARMS[name], steps), console)
                 for chosen_on in CALIBRATIONS if name in chosen.calibrate else ():
-                    if not results.holds(setting=setting, arm=f"{name}, bias by {chosen_on}", seed=seed):
+                    if not results.holds(arm=f"{name}, bias by {chosen_on}", **about):
                         results.add(bench.calibrate(name, steps, chosen_on), console)
 
 

@@ -146,14 +146,8 @@ def evaluate(
 
     At the operating point that `boxloop calibrate` left beside the checkpoint, if it did.
     """
-    launch = parse_launch(
-        ("server_port=0", *(arguments or ())),
-        (*_checkpoint(checkpoint), *EVALUATION),
-        config=config,
-        server_gpus=server_gpus,
-        train_gpus=train_gpus,
-        server_port=server_port,
-    )
+    gpus = {"server_gpus": server_gpus, "train_gpus": train_gpus}
+    launch = launch_once(checkpoint, arguments or (), config=config, server_port=server_port, **gpus)
     told = ("--evaluate", "--plain") if plain else ("--evaluate",)
     raise typer.Exit(run_supervised(launch, Work("evaluate", arguments=told, resolved_name="config.evaluate.yaml")))
 
@@ -174,14 +168,8 @@ def calibrate(
     """
     if metric not in CALIBRATED_METRICS:
         raise ConfigError(f"--metric {metric} cannot be calibrated for; use {', '.join(CALIBRATED_METRICS)}")
-    launch = parse_launch(
-        ("server_port=0", *(arguments or ())),
-        (*_checkpoint(checkpoint), *EVALUATION),
-        config=config,
-        server_gpus=server_gpus,
-        train_gpus=train_gpus,
-        server_port=server_port,
-    )
+    gpus = {"server_gpus": server_gpus, "train_gpus": train_gpus}
+    launch = launch_once(checkpoint, arguments or (), config=config, server_port=server_port, **gpus)
     work = Work("calibrate", arguments=("--calibrate", metric), resolved_name="config.calibrate.yaml")
     raise typer.Exit(run_supervised(launch, work))
 
@@ -211,7 +199,7 @@ def demo(
     ] = "plain",
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="Whole annotations in Stage 2 also from 15 minutes on; below it always is so."),
+        typer.Option("--whole", help="Whole annotations in Stage 2 also from 18 minutes on; below it always is so."),
     ] = False,
 ) -> None:
     """The whole story on a CPU: data, a tiny model, Stage 1, ways to train on from it in equal time, a report."""
@@ -267,13 +255,17 @@ def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **op
         raise ConfigError("; ".join(wrong)) from None
 
 
-def _checkpoint(folder: Path | None) -> tuple[Override, ...]:
-    """What takes the place of the configuration's model. Raises ConfigError for what is no folder."""
-    if folder is None:
-        return ()
-    if not folder.is_dir():
-        raise ConfigError(f"--checkpoint: {folder} is no folder; name a checkpoint-N of a run, or a model's")
-    return (("model.model", folder), ("training.resume_from_checkpoint", None))
+def launch_once(checkpoint: Path | None, arguments: Sequence[str], **options: object) -> Launch:
+    """Of what decodes the validation records once: free ports, and a checkpoint in the place of the model.
+
+    Raises ConfigError for a checkpoint that is no folder, and as `parse_launch`.
+    """
+    model: tuple[Override, ...] = ()
+    if checkpoint is not None:
+        if not checkpoint.is_dir():
+            raise ConfigError(f"--checkpoint: {checkpoint} is no folder; name a checkpoint-N of a run, or a model's")
+        model = (("model.model", checkpoint), ("training.resume_from_checkpoint", None))
+    return parse_launch(("server_port=0", *arguments), (*model, *EVALUATION), **options)
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

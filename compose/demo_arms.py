@@ -59,10 +59,10 @@ INCOMPLETE = Story(
     stage1_steps=440,
     arm_steps=30,
     told="Where annotations leave objects out, likelihood learns to stop where annotators stop. A bias on the stop is "
-    "free, a priced stop costs no more than teacher forcing, and rewards begin to pay once a model has learned what is "
-    "annotated (docs/recipes.md). On whole annotations none of it is needed: --whole.",
+    "free and a priced stop costs no more than teacher forcing; rewards were level with it in the same time when both "
+    "were measured over three seeds (docs/recipes.md).",
     arms=(
-        Arm("after", "rewards on own answers", "rewards.yaml", 2.8),
+        Arm("after", "rewards on own answers", "rewards.yaml", 4.0),
         Arm("control", "teacher forcing", "teacher.yaml", 1.0),
         Arm("priced", "teacher forcing, priced stop", "priced.yaml", 1.0),
         Arm("seed", "A, A, B as CoordExp has it", "seed.yaml", 1.5),

@@ -89,8 +89,8 @@ class BatchSampler:
         biased[rows, endings] = -torch.inf
         margins = logits[rows, endings] - biased[rows].amax(-1)
         biased[rows, endings] = logits[rows, endings] - biases
-        finite = margins.nan_to_num(0.0).clamp(-MAX_MARGIN, MAX_MARGIN)  # a row without numbers is told as broken
-        return biased, dict(zip((index for index, _ in decided), finite.tolist(), strict=True))
+        bounded = margins.clamp(-MAX_MARGIN, MAX_MARGIN)  # still no number in a row that is told as broken
+        return biased, dict(zip((index for index, _ in decided), bounded.tolist(), strict=True))
 
     def _penalised(self, logits: Tensor) -> Tensor:
         """CTRL's repetition penalty (Keskar et al. 2019), signed as in transformers and vLLM."""
