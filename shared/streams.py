@@ -53,14 +53,12 @@ async def prefetched(source: AsyncGenerator[T, None], depth: int) -> AsyncIterat
         raise ValueError(f"depth must be ≥ 1, got {depth}")
     # The item that the task holds while it waits for the reader is one of the `depth`.
     sender, receiver = anyio.create_memory_object_stream[T](max_buffer_size=depth - 1)
-    async with task_group() as tasks:
-        tasks.start_soon(_pump, source, sender)
-        try:
+    # The receiver outlives the task, which ends by a cancellation and never by a broken stream.
+    with receiver:
+        async with task_group() as tasks:
+            tasks.start_soon(_pump, source, sender)
             yield receiver
-        finally:
-            # Before the receiver closes, so that the task ends by the cancellation and not by a broken stream.
             tasks.cancel_scope.cancel()
-            receiver.close()
 
 
 async def _pump(source: AsyncGenerator[T, None], sender: MemoryObjectSendStream[T]) -> None:

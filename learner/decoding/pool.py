@@ -85,16 +85,13 @@ class RolloutPool:
             self._patience_s,
             return_logprobs=return_logprobs,
         )
-        async with task_group() as tasks:
-            tasks.start_soon(scheduler.run, _one_by_one(requests))
-            try:
+        # The receiver outlives the tasks: one that has its answer already goes on to send it, cancelled or not.
+        with receiver:
+            async with task_group() as tasks:
+                tasks.start_soon(scheduler.run, _one_by_one(requests))
                 async for result in receiver:
                     scheduler.wake()
                     yield result
-            finally:
-                # Before the receiver closes, so that the tasks end by the cancellation and not by a broken stream.
-                tasks.cancel_scope.cancel()
-                receiver.close()
 
 
 async def _one_by_one(

@@ -110,10 +110,11 @@ class ScriptedEngine:
         if self._failure or self._rules is None:
             raise EngineFailed(self._failure or "the engine has not started")
         sender, receiver = anyio.create_memory_object_stream[EngineResult]()
-        async with task_group() as tasks:
-            for request in requests:
-                tasks.start_soon(self._play, request, self._rules, sender)
-            with receiver:
+        # Both ends outlive the tasks, so that a call that is closed early meets no broken stream.
+        with sender, receiver:
+            async with task_group() as tasks:
+                for request in requests:
+                    tasks.start_soon(self._play, request, self._rules, sender)
                 for _ in requests:
                     yield await receiver.receive()
 

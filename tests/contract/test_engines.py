@@ -242,6 +242,16 @@ async def test_closing_the_generator_stops_the_work(engine: Engine) -> None:
     assert len(await results(engine, [text_request("after")])) == 1
 
 
+@pytest.mark.parametrize("num_read", range(5))
+async def test_a_call_that_is_closed_early_ends_quietly(engine: Engine, num_read: int) -> None:
+    """Its other answers are done by then, and wait for their reader."""
+    async with aclosing(engine.generate([text_request(f"r{index}", 1) for index in range(5)])) as stream:
+        for _ in range(num_read):
+            await anext(stream)
+        await anyio.sleep(0.05)
+    await idle(engine)
+
+
 async def test_the_canary_sings(engine: Engine) -> None:
     await check_canary(engine)
 

@@ -62,10 +62,11 @@ class VllmEngine:
     async def generate(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[EngineResult, None]:
         core = self._running()
         sender, receiver = anyio.create_memory_object_stream[EngineResult](max_buffer_size=len(requests))
-        async with task_group() as tasks:
-            for request in requests:
-                tasks.start_soon(_answer_into, core, request, sender)
-            with receiver:
+        # Both ends outlive the tasks, so that a call that is closed early meets no broken stream.
+        with sender, receiver:
+            async with task_group() as tasks:
+                for request in requests:
+                    tasks.start_soon(_answer_into, core, request, sender)
                 for _ in requests:
                     yield await receiver.receive()
 

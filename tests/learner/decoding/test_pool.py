@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +140,33 @@ async def test_leaving_early_cancels_on_every_server(serving, scripted, requests
                 assert (await anext(results)).request.uid == "data:1"
                 await until(lambda: sum(each.engine.load().running for each in running) == 5)
             await until(lambda: sum(each.engine.load().running for each in running) == 0)
+
+
+class PromptServer:
+    """Stands for a server whose next answers are read from its socket in the very turn in which `arrive` is set."""
+
+    name, account = "in this process", None
+
+    def __init__(self) -> None:
+        self.arrive = anyio.Event()
+
+    async def decode(
+        self, batch_id: str, requests: tuple[RolloutRequest, ...], *_: object
+    ) -> AsyncIterator[LostSample]:
+        first, *others = (LostSample(request, "said", "no answer", retryable=False) for request in requests)
+        yield first
+        await self.arrive.wait()
+        for each in others:
+            yield each
+
+
+async def test_leaving_while_answers_arrive_ends_quietly(requests_of, sampling) -> None:
+    """A task that has been woken by its answer is not reached by a cancellation before it hands this on."""
+    server = PromptServer()
+    results = RolloutPool([server], sampling).decode(requests_of(3), None)  # type: ignore[list-item]
+    async with aclosing(results):
+        await anext(results)
+        server.arrive.set()
 
 
 async def test_requests_are_cut_to_size_and_their_number_is_bounded(serving, scripted, requests_of, sampling) -> None:
