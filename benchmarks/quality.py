@@ -3,11 +3,12 @@
     python -m benchmarks.quality --setting incomplete --arms teacher priced reward --seeds 0 1 2 --seconds 210
 
 Settings say what the annotations of both stages leave out; scores are always of whole and clean ones that no arm sees.
-Arms take as many steps (`--steps`), or as many seconds of steps (`--seconds`: a short run of each arm says how many
-steps those are, so that schedules know their end); the seconds that they took stand beside their scores. `--calibrate`
-scores arms at operating points too, chosen on 200 further images: on whole annotations, on such as they train on, and
-on those with the annotators' recall told. Tables are printed as they fill and written to `results.jsonl`, a line an arm
-and seed, so that a run which was ended goes on.
+Arms take as many steps (`--steps`), or as many seconds of steps (`--seconds`: a short run of each arm from the first
+seed's checkpoint says how many steps those are, for every seed, so that schedules know their end and a busy machine
+changes no score); the seconds that they took stand beside their scores. `--rates` tries each arm at several learning
+rates, to choose one on a seed that is not reported. `--calibrate` scores arms at operating points too, chosen on 200
+further images: on whole annotations, on such as they train on, and on those with the annotators' recall told. Tables are
+printed as they fill and written to `results.jsonl`, a line an arm and seed, so that a run which was ended goes on.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality_arms import ARMS, CALIBRATIONS, SCORES, SETTINGS, Arm, Setting
+from benchmarks.quality_arms import ARMS, CALIBRATIONS, RATE, SCORES, SETTINGS, Arm, Setting
 from compose.environment import child_environment
 from compose.launch_plan import Launch, Work
 from compose.process import ProcessSpec
@@ -62,6 +63,10 @@ class Bench:
     def checkpoint(self) -> Path:
         return self.folder / "stage1" / f"checkpoint-{self.stage1_steps}"
 
+    @property
+    def paces(self) -> Path:
+        return self.out / f"{self.setting}-paces.json"
+
     def overrides(self, run: str, model: Path, steps: int) -> dict[str, Any]:
         return {
             "training.output_dir": self.folder / run,
@@ -85,21 +90,26 @@ class Bench:
         self._run("stage1.yaml", self.overrides("stage1", tiny, self.stage1_steps), decodes=False)
 
     def pace_of(self, name: str) -> float:
-        """Seconds of one of the arm's steps, from a short run that is thrown away."""
-        run = f"pace-{name}"
-        if not (self.folder / run).exists():
+        """Seconds of one of the arm's steps, from a short run that is thrown away; the same for all seeds."""
+        paces = json.loads(self.paces.read_text()) if self.paces.exists() else {}
+        if name not in paces:
+            run = f"pace-{name}"
             changes = {**self.overrides(run, self.checkpoint, PACE_STEPS), **ARMS[name].overrides(self.annotators)}
             self._run("stage2.yaml", {**changes, "training.eval_strategy": "no", "training.eval_on_start": False})
-        return median(line["time/step_s"] for line in self._log(run)[NUM_SETTLING:])
+            paces[name] = median(line["time/step_s"] for line in self._log(run)[NUM_SETTLING:])
+            self.paces.write_text(json.dumps(paces))
+        return float(paces[name])
 
-    def train(self, name: str, arm: Arm, steps: int) -> Result:
+    def train(self, name: str, arm: Arm, steps: int, rate: float | None) -> Result:
         """Run an arm to its end; its scores before and after, and its seconds."""
-        run = f"{name}-{steps}"
-        self._run("stage2.yaml", {**self.overrides(run, self.checkpoint, steps), **arm.overrides(self.annotators)})
+        run = f"{name}-{steps}" if rate is None else f"{name}-{steps}-at-{rate:g}"
+        changes = {**self.overrides(run, self.checkpoint, steps), **arm.overrides(self.annotators)}
+        self._run("stage2.yaml", changes if rate is None else {**changes, RATE: rate})
         lines = self._log(run)
         before, *_, after = [line for line in lines if SCORES["F1"] in line]
         seconds = sum(line.get("time/step_s", 0.0) for line in lines)
-        return {**self._about(name, steps), "seconds": seconds, "before": before[SCORES["F1"]], **scores_in(after)}
+        told = {"rate": rate, "seconds": seconds, "before": before[SCORES["F1"]]}
+        return {**self._about(name, steps), **told, **scores_in(after)}
 
     def calibrate(self, name: str, steps: int, chosen_on: str) -> Result:
         """Choose the operating point of what an arm has left on one kind of file, and score it there."""
@@ -160,7 +170,7 @@ class Results:
         return cls(file, [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [])
 
     def holds(self, **about: Any) -> bool:
-        return any(all(line[key] == value for key, value in about.items()) for line in self.lines)
+        return any(all(line.get(key) == value for key, value in about.items()) for line in self.lines)
 
     def add(self, line: Result, console: Console) -> None:
         self.lines.append(line)
@@ -171,7 +181,7 @@ class Results:
 
 def table_of(lines: Sequence[Result]) -> Table:
     """A line for each arm and seed, and the mean of an arm's."""
-    columns = ("setting", "arm", "seed", "steps", "seconds", "bias", "before", *SCORES)
+    columns = ("setting", "arm", "seed", "steps", "rate", "seconds", "bias", "before", *SCORES)
     table = Table(*columns, title="whole annotations that no arm has seen")
     for setting, arm in dict.fromkeys((line["setting"], line["arm"]) for line in lines):
         own = [line for line in lines if (line["setting"], line["arm"]) == (setting, arm)]
@@ -201,11 +211,14 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=75, help="optimizer steps of an arm")
     length.add_argument("--seconds", type=float, help="seconds of steps of an arm, instead of steps")
+    parser.add_argument("--rates", nargs="+", type=float, default=[None], help="learning rates instead of an arm's own")
     parser.add_argument("--stage1-steps", type=int, default=1500)
     parser.add_argument("--train", type=int, default=8192, help="images to train on")
     parser.add_argument("--val", type=int, default=400, help="images to score on")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     chosen = parser.parse_args()
+    if chosen.calibrate and chosen.rates != [None]:
+        parser.error("--calibrate scores arms at their own rates; leave --rates out")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console, results = Console(width=170), Results.read(chosen.out / "results.jsonl")
     for setting in chosen.setting:
@@ -215,8 +228,9 @@ def main() -> None:
             for name in chosen.arms:
                 steps = chosen.steps if chosen.seconds is None else round(chosen.seconds / bench.pace_of(name))
                 about = {"setting": setting, "seed": seed, "steps": steps}
-                if not results.holds(arm=name, **about):
-                    results.add(bench.train(name, ARMS[name], steps), console)
+                for rate in chosen.rates:
+                    if not results.holds(arm=name, rate=rate, **about):
+                        results.add(bench.train(name, ARMS[name], steps, rate), console)
                 for chosen_on in CALIBRATIONS if name in chosen.calibrate else ():
                     if not results.holds(arm=f"{name}, bias by {chosen_on}", **about):
                         results.add(bench.calibrate(name, steps, chosen_on), console)

@@ -48,6 +48,12 @@ REWARD: Mapping[str, Any] = {
     "training.per_device_train_batch_size": 16,
     RATE: 2e-4,
 }
+STRICT: Mapping[str, Any] = {**REWARD, f"{AB}.reward.box_worth": "iou50_95", f"{AB}.reward.desc_share": 1.0}
+MIXED: Mapping[str, Any] = {
+    f"{AB}.schedule.pattern": ["A", "R"],
+    f"{AB}.n_softctx_iter": 1,
+    f"{AB}.stop_ce_weight": 0.1,
+}
 AHEAD: Mapping[str, Any] = {**REWARD, f"{ROLLOUT}.max_lag": 1}
 
 ARMS: Mapping[str, Arm] = {
@@ -70,11 +76,10 @@ ARMS: Mapping[str, Arm] = {
     "reward_half_told": Arm(REWARD, told=0.5),
     "reward_twice_told": Arm(REWARD, told=2.0),
     "reward_answer": Arm({**REWARD, f"{AB}.reward.credit": "answer"}, told=1.0),
+    "reward_strict": Arm(STRICT, told=1.0),
     "reward_anchored": Arm({**REWARD, f"{AB}.reward.anchor_ce_weight": 0.1}, told=1.0),
-    "mixed": Arm(
-        {**REWARD, f"{AB}.schedule.pattern": ["A", "R"], f"{AB}.n_softctx_iter": 1, f"{AB}.stop_ce_weight": 0.1},
-        told=1.0,
-    ),
+    "mixed": Arm({**REWARD, **MIXED}, told=1.0),
+    "mixed_strict": Arm({**STRICT, **MIXED}, told=1.0),
 }
 
 SCORES = {

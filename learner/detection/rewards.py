@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from learner.detection.agreement import IOU_THRESHOLDS
 from learner.detection.geometry import bounding_box, box_iou
 from learner.detection.parsing import ParsedRollout
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject
 
 Corner = tuple[float, float]
+BoxWorth = Literal["iou", "iou50_95"]
 _BEFORE_ALL: Corner = (-1.0, -1.0)
 ROUNDING = 1e-9
 """An advantage under it is none: an optimizer without a scale would make a full step of what sums leave."""
@@ -35,13 +37,15 @@ ROUNDING = 1e-9
 class RewardRules:
     """How answers are paid.
 
-    A prediction that finds a ground truth at an IoU of `iou_min` or more is worth its IoU, the share `desc_share` of it
-    only under the right name. A malformed, truncated or looping answer costs `invalid_cost`. `credit` "object" holds
-    each span against what the siblings still earned from there on, "answer" each answer as a whole. With `in_order`
-    answers go from top to bottom, so that what is still to be named is what lies further down.
+    A prediction that finds a ground truth at an IoU of `iou_min` or more is worth what `box_worth` says, its IoU or the
+    share of 0.50, 0.55, … 0.95 that it reaches; the share `desc_share` of that only under the right name. A malformed,
+    truncated or looping answer costs `invalid_cost`. `credit` "object" holds each span against what the siblings still
+    earned from there on, "answer" each answer as a whole. With `in_order` answers go from top to bottom, so that what
+    is still to be named is what lies further down.
     """
 
     iou_min: float = 0.5
+    box_worth: BoxWorth = "iou"
     desc_share: float = 0.5
     invalid_cost: float = 0.3
     credit: Literal["object", "answer"] = "object"
@@ -129,8 +133,9 @@ def qualities(
         return np.zeros((len(predictions), len(truth)))
     corners = [np.array([bounding_box(each.bins) for each in side], dtype=np.float64) for side in (predictions, truth)]
     iou = box_iou(*corners)
+    worth = iou if rules.box_worth == "iou" else np.searchsorted(IOU_THRESHOLDS, iou, "right") / len(IOU_THRESHOLDS)
     is_named = np.array([[prediction.desc == item.desc for item in truth] for prediction in predictions])
-    return np.where(iou >= rules.iou_min, iou * (1 - rules.desc_share + rules.desc_share * is_named), 0.0)
+    return np.where(iou >= rules.iou_min, worth * (1 - rules.desc_share + rules.desc_share * is_named), 0.0)
 
 
 def best_assignment(quality: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:

@@ -45,6 +45,10 @@ class RewardSection(Section):
         default=1.0, gt=0, description="of their sampling; the gradient is taken at 1, other sampling keys are off"
     )
     iou_min: float = Field(default=0.5, ge=0, le=1, description="IoU from which a prediction finds a ground truth")
+    box_worth: Literal["iou", "iou50_95"] = Field(
+        default="iou",
+        description="what its box is worth: its IoU, or the share of 0.50, 0.55, … 0.95 that the IoU reaches",
+    )
     desc_share: float = Field(default=0.5, ge=0, le=1, description="share of its worth that takes the right desc")
     invalid_cost: float = Field(default=0.3, ge=0, description="cost of a malformed, truncated or looping answer")
     price: float | None = Field(

@@ -61,6 +61,7 @@ DEFAULTS = {
     f"{AB}.reward.samples_per_record": 4,
     f"{AB}.reward.temperature": 1,
     f"{AB}.reward.iou_min": 0.5,
+    f"{AB}.reward.box_worth": "iou",
     f"{AB}.reward.desc_share": 0.5,
     f"{AB}.reward.invalid_cost": 0.3,
     f"{AB}.reward.price": None,

@@ -49,6 +49,13 @@ def test_an_answer_is_worth_the_best_assignment_of_its_objects() -> None:
     assert answer().reward(PRICE) == 0.0
 
 
+def test_a_box_can_be_worth_the_thresholds_of_coco_that_it_reaches() -> None:
+    rules = RewardRules(box_worth="iou50_95", desc_share=1.0)
+    assert answer(HALF_CAT, BETTER_CAT, WRONG_NAME, rules=rules).gains == pytest.approx((0.5, 0.3, 0.0))
+    exact = [("cat", CAT.bins), ("dog", DOG.bins)]
+    assert answer(*exact, rules=rules).gains == pytest.approx((1.0, 1.0))
+
+
 def test_a_duplicate_earns_what_it_adds_and_costs_its_price() -> None:
     graded = answer(HALF_CAT, BETTER_CAT, BETTER_CAT)
     assert graded.gains == pytest.approx((0.7, 0.15, 0.0))
