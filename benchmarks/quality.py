@@ -7,8 +7,8 @@ Arms take as many steps (`--steps`), or as many seconds of steps (`--seconds`: a
 seed's checkpoint says how many steps those are, for every seed, so that schedules know their end and a busy machine
 changes no score); the seconds that they took stand beside their scores. `--rates` tries each arm at several learning
 rates, to choose one on a seed that is not reported. `--calibrate` scores arms at operating points too, chosen on 200
-further images: on whole annotations, on such as they train on, and on those with the annotators' recall told. Tables are
-printed as they fill and written to `results.jsonl`, a line an arm and seed, so that a run which was ended goes on.
+further images: on whole annotations, on such as they train on, and on those with the annotators' recall told. Tables
+are printed as they fill and written to `results.jsonl`, a line an arm and seed, so that an ended run goes on.
 """
 
 import argparse
