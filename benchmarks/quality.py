@@ -50,6 +50,7 @@ class Bench:
     stage1_steps: int
     num_train: int
     num_val: int
+    pictures: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -69,6 +70,7 @@ class Bench:
 
     def overrides(self, run: str, model: Path, steps: int) -> dict[str, Any]:
         return {
+            **self.annotators.changes,
             "training.output_dir": self.folder / run,
             "training.seed": self.seed,
             "training.max_steps": steps,
@@ -135,9 +137,13 @@ class Bench:
         return [json.loads(line) for line in (self.folder / run / "logging.jsonl").read_text().splitlines()]
 
     def _render(self, name: str, num_train: int, num_val: int, seed: int) -> None:
-        counts = ("--train", str(num_train), "--val", str(num_val), "--seed", str(seed))
-        annotate = ("--annotate", str(self.annotators.probability), "--jitter", str(self.annotators.jitter))
-        self._program("learner.data.shapes", "--out", str(self.folder / name), *counts, *annotate)
+        of = self.annotators
+        made = ("--out", str(self.folder / name), "--train", str(num_train), "--seed", str(seed))
+        annotate = ("--annotate", str(of.probability), "--jitter", str(of.jitter))
+        if of.is_tiles:
+            self._program("learner.data.tiles", "--from", str(self.pictures), *made, *annotate)
+        else:
+            self._program("learner.data.shapes", *made, "--val", str(num_val), *annotate)
 
     def _run(self, config: str, changes: Mapping[str, Any], *, work: Work = Work(), decodes: bool = True) -> None:
         extra = () if work.trains else EVALUATION
@@ -215,15 +221,18 @@ def main() -> None:
     parser.add_argument("--stage1-steps", type=int, default=1500)
     parser.add_argument("--train", type=int, default=8192, help="images to train on")
     parser.add_argument("--val", type=int, default=400, help="images to score on")
+    parser.add_argument("--pictures", type=Path, help="JSONL of large pictures, for setting tiles")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     chosen = parser.parse_args()
     if chosen.calibrate and chosen.rates != [None]:
         parser.error("--calibrate scores arms at their own rates; leave --rates out")
+    if "tiles" in chosen.setting and (chosen.pictures is None or chosen.calibrate):
+        parser.error("setting tiles takes --pictures, and has none left to calibrate on")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console, results = Console(width=170), Results.read(chosen.out / "results.jsonl")
     for setting in chosen.setting:
         for seed in chosen.seeds:
-            bench = Bench(chosen.out, setting, seed, chosen.stage1_steps, chosen.train, chosen.val)
+            bench = Bench(chosen.out, setting, seed, chosen.stage1_steps, chosen.train, chosen.val, chosen.pictures)
             bench.prepare()
             for name in chosen.arms:
                 steps = chosen.steps if chosen.seconds is None else round(chosen.seconds / bench.pace_of(name))

@@ -1,19 +1,25 @@
 """What `python -m benchmarks.quality` compares: how people annotated, and how one trains on that."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 AB, ROLLOUT = "custom.extra.stage2_ab", "custom.extra.rollout_matching"
+REPEAT = f"{ROLLOUT}.repeat_terminate"
 RATE = "training.learning_rate"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How people annotated: each object with `probability`, its corners off by at most `jitter` of its side."""
+    """How people annotated: each object with `probability`, its corners off by at most `jitter` of its side.
+
+    Of rendered shapes, or of tiles of real pictures; `changes` are what both stages need for them.
+    """
 
     probability: float
     jitter: float
+    is_tiles: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -21,6 +27,7 @@ SETTINGS: Mapping[str, Setting] = {
     "half": Setting(0.6, 0.05),
     "most": Setting(0.8, 0.05),
     "whole": Setting(1.0, 0.0),
+    "tiles": Setting(0.45, 0.0, True, {f"{ROLLOUT}.max_new_tokens": 400, f"{REPEAT}.max_object_keys": 32}),
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 
+from learner.data.annotators import Annotators
 from shared.config.paths import user_path
 
 COLOURS = {
@@ -90,25 +91,6 @@ def draw_scene(scene: Scene) -> Image.Image:
             case "triangle":
                 canvas.polygon([((x1 + x2) / 2, y1), (x1, y2), (x2, y2)], fill)
     return image
-
-
-@dataclass(frozen=True)
-class Annotators:
-    """People who see each object with `probability`, whatever the others; corners are off by `jitter` of a side."""
-
-    probability: float = 1.0
-    jitter: float = 0.0
-
-    def annotate(self, line: dict[str, Any], seed: int) -> dict[str, Any]:
-        """The line as they would have written it; a record may be left without an object."""
-        chooser = random.Random(f"{seed}/annotate/{line['images'][0]}")
-        seen = [item for item in line["objects"] if chooser.random() < self.probability]
-        return {**line, "objects": [{**item, "bbox_2d": self._placed(item["bbox_2d"], chooser)} for item in seen]}
-
-    def _placed(self, box: list[int], chooser: random.Random) -> list[float]:
-        x1, y1, x2, y2 = box
-        off = [chooser.uniform(-self.jitter, self.jitter) * side for side in (x2 - x1, y2 - y1) * 2]
-        return [min(CANVAS_PX, max(0.0, round(value + by, 1))) for value, by in zip(box, off, strict=True)]
 
 
 def render_shapes(
