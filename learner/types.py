@@ -236,6 +236,11 @@ class TaughtSiblings:
         """Whether no answer did better than another anywhere."""
         return not any(map(any, self.advantages))
 
+    @property
+    def is_skipped(self) -> bool:
+        """Whether answers that did better than others are not learned, because that may be noise; an anchor may be."""
+        return not self.is_silent and len(self.samples) < len(self.answers)
+
 
 @dataclass(frozen=True)
 class LearnedPack:

@@ -231,7 +231,7 @@ def count_rewards(tallies: Tallies, taught: TaughtSiblings) -> None:
     tallies.count("reward/soft_f1", 2 * value, named + annotated)
     tallies.count("reward/annotated", annotated)
     tallies.count("reward/silent_records", taught.is_silent, 1)
-    tallies.count("reward/skipped_records", not taught.is_silent and not taught.samples, 1)
+    tallies.count("reward/skipped_records", taught.is_skipped, 1)
     squares = sum(each**2 for of_answer in taught.advantages for each in of_answer)
     tallies.count("reward/advantage_variance", squares, sum(map(len, taught.advantages)))
     tallies.note("reward/advantage_std", taught.scale)

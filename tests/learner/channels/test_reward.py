@@ -179,6 +179,7 @@ async def test_equal_answers_are_silent_and_noise_is_left_out(workbench: Any, ro
     two, _ = await taught_by(steps(workbench, known=solved), [alike[0], rollout("x:1", 1, [])], 2)
     assert isinstance(two, TaughtSiblings)
     assert (two.is_silent, two.samples) == (False, ())
+    assert [each.is_skipped for each in (one, two)] == [False, True]
 
 
 async def test_an_anchor_is_the_record_s_own_answer(workbench: Any, rollout: Any) -> None:
@@ -188,6 +189,14 @@ async def test_an_anchor_is_the_record_s_own_answer(workbench: Any, rollout: Any
     anchor = one.samples[-1].target
     assert anchor.ce_positions
     assert [bins for _, bins in anchor.boxes] == [CAT.bins, DOG.bins]
+    assert not one.is_skipped
+
+
+async def test_a_record_of_which_the_anchor_alone_is_learned_counts_as_skipped(workbench: Any, rollout: Any) -> None:
+    section, solved = RewardSection(anchor_ce_weight=0.1), replace(KNOWN, squares=0.1)
+    one, _ = await taught_by(steps(workbench, section, solved), [rollout("x:1", 0, [CAT]), rollout("x:1", 1, [])], 2)
+    assert isinstance(one, TaughtSiblings)
+    assert (len(one.samples), one.is_skipped) == (1, True)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
