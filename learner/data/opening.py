@@ -25,17 +25,13 @@ MAX_MODEL_LEN = "custom.extra.rollout_matching.vllm.max_model_len"
 
 @dataclass(frozen=True)
 class Data:
-    """`validation` are the records in file order, none where the configuration names no file.
-
-    `digests` are of the files, by the keys that name them.
-    """
+    """`validation` are the records in file order, none where the configuration names no file."""
 
     tokenizer: Any
     vocabulary: CoordinateVocabulary
     encoder: Encoder
     training: RecordSource
     validation: tuple[Record, ...]
-    digests: Mapping[str, str]
 
 
 def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) -> Data:
@@ -49,9 +45,18 @@ def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) ->
     training = read_training(config, vocabulary, encoder, console)
     validation = read_validation(config, vocabulary)
     check_validation_prompts([(record.width, record.height) for record in validation], encoder, config)
+    return Data(tokenizer, vocabulary, encoder, training, validation)
+
+
+def digests_of(config: Config) -> Mapping[str, str]:
+    """sha256 of the files of a run, in hexadecimal, by the keys that name them."""
     files = {"custom.train_jsonl": config.custom.train_jsonl, "custom.val_jsonl": config.custom.val_jsonl}
-    digests = {key: digest_of(path) for key, path in files.items() if path is not None}
-    return Data(tokenizer, vocabulary, encoder, training, validation, digests)
+    digests = {}
+    for key, path in files.items():
+        if path is not None:
+            with path.open("rb") as file:
+                digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def check_embeddings(vocabulary: CoordinateVocabulary, folder: Path) -> int:
@@ -67,12 +72,6 @@ def check_embeddings(vocabulary: CoordinateVocabulary, folder: Path) -> int:
             f"is {size}; resize its embeddings and train them"
         )
     return size
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_encoder(config: Config, folder: Path, tokenizer: Any) -> Encoder:
