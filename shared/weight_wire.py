@@ -37,7 +37,7 @@ class WeightManifest(WireModel):
     transport: Transport
     tensors: tuple[TensorSpec, ...] = Field(min_length=1)
     num_bytes: int = Field(ge=0, lt=2**63, description="size of the safetensors data")
-    digest: str = Field(description="of the safetensors data, see shared/digest.py")
+    digest: str = Field(description="of the safetensors data: XXH3 of 128 bits, hexadecimal")
     folder: str | None = Field(default=None, description="file transport: folder under the server's --weights-root")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 """Raised by every change that an older peer cannot read."""
 
 

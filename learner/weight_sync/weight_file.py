@@ -86,7 +86,7 @@ def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> SavedWeights:
     specs = tuple(_spec(name, tensor) for name, tensor in ordered.items())
     header = write_header(specs)
     num_bytes = len(header) + sum(tensor.nbytes for tensor in ordered.values())
-    digest = RunningDigest(num_bytes)
+    digest = RunningDigest()
     with file.open("wb") as stream, ThreadPoolExecutor(1) as summing:
         for part in _parts(header, ordered.values()):
             summed = summing.submit(digest.after, part)  # on another core

@@ -35,7 +35,7 @@ class IncomingFile:
         self._lock, self.path = _new_file(root, manifest.num_bytes)
         self.received_bytes = 0
         self._manifest = manifest
-        self._digest = RunningDigest(manifest.num_bytes)
+        self._digest = RunningDigest()
         self._sender = object()
         self._writing = anyio.Lock()
 
