@@ -181,6 +181,12 @@ def report(run_dir: Annotated[Path, typer.Argument(parser=user_path, help="Run d
 
 
 @app.command(context_settings=PASS_THROUGH, add_help_option=False)
+def init(context: typer.Context) -> None:
+    """Give a stock Qwen3-VL checkpoint the coordinate tokens that training needs."""
+    _become("learner.checkpoints.init", *context.args)
+
+
+@app.command(context_settings=PASS_THROUGH, add_help_option=False)
 def export(context: typer.Context) -> None:
     """Write a plain Hugging Face checkpoint, adapters merged, for transformers and vLLM."""
     _become("learner.checkpoints.export", *context.args)

@@ -19,6 +19,7 @@ from learner.decoding.opening import open_decoding
 from learner.evaluation.opening import open_evaluation
 from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
+from learner.model.coordinate_rows import check_coordinate_rows
 from learner.packing.packer import packer_of
 from learner.plan.planner import Planner
 from learner.plan.progress import Progress
@@ -51,7 +52,12 @@ async def _assemble(
 ) -> Run:
     """Open room after room: first what costs seconds and may be wrong, then the model, then the servers."""
     start = start_of(config.model.model, config.tuner, config.training)
-    data = open_data(config, checkpoint_folder(start.model), load_tokenizer(start.model), console)
+    model_folder = checkpoint_folder(start.model)
+    data = open_data(config, model_folder, load_tokenizer(start.model), console)
+    ids = data.vocabulary.coordinate_ids
+    # Adapters that go on the model may have rows of their own.
+    if start.adapters is None and (warning := check_coordinate_rows(model_folder, ids, config.tuner)):
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     if config.decodes:
         check_servers_are_named(config.rollout.vllm.server)
     targets = TargetMaker.of(config, data.vocabulary)

@@ -26,6 +26,7 @@ from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
+from learner.model.coordinate_rows import check_coordinate_rows
 from learner.plan.planner import Planner
 from learner.reporting.metrics_server import metrics_socket
 from learner.reporting.trackers import check_trackers
@@ -36,7 +37,7 @@ from shared.config.models import Config
 from shared.errors import DataError
 from shared.extras import cure_for, is_installed
 from shared.families.table import facts_in
-from shared.findings import Finding, attempt, checked, warned
+from shared.findings import Finding, attempt, checked, passed, warned
 from shared.preflight import run_preflight
 
 NUM_IMAGES = 200
@@ -65,6 +66,8 @@ def examine(config: Config) -> Iterator[Finding]:
         return
     reader, finding = attempt("tokenizer", partial(reader_of, config, folder))
     yield finding
+    if reader is not None:
+        yield coordinate_rows(config, folder, reader.vocabulary)
     yield from examine_data(config, reader) if reader is not None else examine_data_alone(config)
     if config.decodes and config.rollout.vllm.server.servers:
         sync = config.rollout.vllm.sync
@@ -114,6 +117,19 @@ def reader_of(config: Config, folder: Path) -> tuple[Reader, str]:
     size = check_embeddings(vocabulary, folder)
     encoder = open_encoder(config, folder, tokenizer)
     return Reader(vocabulary, encoder), f"all 1000 coordinate tokens, ids below the vocabulary of {size}"
+
+
+def coordinate_rows(config: Config, folder: Path, vocabulary: CoordinateVocabulary) -> Finding:
+    """Whether the coordinate tokens have rows that can be told apart, unless adapters with rows go on them."""
+    start = start_of(config.model.model, config.tuner, config.training)
+    if start.adapters is not None:
+        return passed("coordinate rows", f"as {start.adapters} has trained them")
+
+    def look() -> tuple[str, str]:
+        return check_coordinate_rows(folder, vocabulary.coordinate_ids, config.tuner), "can be told apart"
+
+    warning, finding = attempt("coordinate rows", look)
+    return warned("coordinate rows", warning) if warning else finding
 
 
 def examine_data(config: Config, reader: Reader) -> Iterator[Finding]:

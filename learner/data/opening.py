@@ -61,16 +61,22 @@ def digests_of(config: Config) -> Mapping[str, str]:
 
 def check_embeddings(vocabulary: CoordinateVocabulary, folder: Path) -> int:
     """Rows of the embedding by a checkpoint's config.json. Raises ConfigError when tokens have ids beyond them."""
-    config = json.loads((folder / "config.json").read_bytes())
-    size = config.get("text_config", config).get("vocab_size")
-    if not isinstance(size, int):
-        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a whole checkpoint")
+    size = vocab_size_of(folder)
     beyond = [token_id for token_id in vocabulary.coordinate_ids if token_id >= size]
     if beyond:
         raise ConfigError(
             f"model.model: {len(beyond)} coordinate tokens of {folder} have ids from {min(beyond)} on, its vocabulary "
-            f"is {size}; resize its embeddings and train them"
+            f"is {size}; `boxloop init {folder} --out DIR` gives them rows, then train Stage 1 (docs/stage1.md)"
         )
+    return size
+
+
+def vocab_size_of(folder: Path) -> int:
+    """Rows of the embedding by a checkpoint's config.json. Raises ConfigError when it does not say."""
+    config = json.loads((folder / "config.json").read_bytes())
+    size = config.get("text_config", config).get("vocab_size")
+    if not isinstance(size, int):
+        raise ConfigError(f"model.model: {folder}/config.json says no vocab_size; name a whole checkpoint")
     return size
 
 

@@ -167,7 +167,10 @@ def _ids_of(backend: Any, texts: Sequence[str]) -> tuple[int, ...]:
     missing = [text for text, token_id in zip(texts, ids, strict=True) if token_id is None]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise DataError(f"the tokenizer lacks {shown}; add them as special tokens and train their embeddings first")
+        raise DataError(
+            f"the tokenizer lacks {shown}; `boxloop init MODEL --out DIR` makes a checkpoint that has them, "
+            "configs/stage1/qwen3_vl_full.yaml or qwen3_vl_dora.yaml then trains it (docs/stage1.md)"
+        )
     if len(set(ids)) < len(ids):
         twice = [text for text, token_id in zip(texts, ids, strict=True) if ids.count(token_id) > 1]
         raise DataError(f"the tokenizer gives the same id to {', '.join(twice[:5])}; each needs its own")

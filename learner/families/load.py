@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from learner.detection.vocabulary import CoordinateVocabulary
 from learner.families.table import FAMILIES
 from learner.model.adapter_files import load_adapters
 from learner.model.adapters import adapters_for, add_adapters, hold_base_in
@@ -14,6 +15,7 @@ from learner.model.attention import MATMUL_ATTENTION, VARLEN_ATTENTION
 from learner.model.family import VisionLanguageModel
 from learner.model.freeze import freeze
 from learner.model.loaded import LoadedModel
+from learner.model.trained_rows import refuse_whole, train_rows
 from shared.checkpoint_facts import chat_template_of, checkpoint_folder
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
@@ -59,11 +61,16 @@ def load_model(
     if tuner.train_type == "lora":
         trained = adapters_for(model, family.facts, tuner)
         add_adapters(model, trained, seed)
+        if tuner.coordinate_rows:
+            refuse_whole(model)
+            train_rows(model, _coordinate_ids(name))
         hold_base_in(model, compute_dtype)
         if adapters is not None:
             load_adapters(model, trained, adapters)
     else:
         freeze(model, family.facts, tuner)
+        if tuner.coordinate_rows:
+            train_rows(model, _coordinate_ids(name))
     model.to(target).train()
     return LoadedModel(
         family=family,
@@ -86,6 +93,10 @@ def load_tokenizer(name: str) -> Any:
     if not tokenizer.chat_template:
         tokenizer.chat_template = chat_template_of(folder)
     return tokenizer
+
+
+def _coordinate_ids(name: str) -> tuple[int, ...]:
+    return CoordinateVocabulary.from_tokenizer(load_tokenizer(name)).coordinate_ids
 
 
 def compute_dtype_for(device: torch.device, dtype: str) -> torch.dtype:

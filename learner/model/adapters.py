@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from learner.model.family import VisionLanguageModel
 from learner.model.freeze import frozen_parts
+from learner.model.trained_rows import ROWS
 from shared.config.training import TunerSection
 from shared.errors import ConfigError
 from shared.families.facts import FamilyFacts
@@ -109,8 +110,11 @@ def adapted_layers(model: VisionLanguageModel) -> dict[str, Any]:
 
 
 def plain_name(name: str) -> str | None:
-    """The Hugging Face name of a parameter, whether its layer is adapted or not; None for an adapter's own."""
-    return None if f".{ADAPTER}." in name else name.replace(f"{BASE}.", ".")
+    """The Hugging Face name of a parameter, whether its layer is adapted or not.
+
+    None for an adapter's own, and for rows that are trained alone: their matrix has them.
+    """
+    return None if f".{ADAPTER}." in name or name.endswith(ROWS) else name.replace(f"{BASE}.", ".")
 
 
 def row_norms(weight: Tensor) -> Tensor:

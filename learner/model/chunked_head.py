@@ -24,16 +24,24 @@ def blocks(num_rows: int, vocabulary_size: int) -> Iterator[slice]:
 
 
 class ChunkedHead(torch.autograd.Function):
-    """(hidden, weight, labels, slots, columns, dtype) -> (log-normalisers, label logits, slot logits), all float32.
+    """(hidden, weight, labels, slots, columns, dtype, trained) -> (log-normalisers, label logits, slot logits).
 
     `hidden` is [S, hidden] and `weight` [vocabulary, hidden]. For every row the logsumexp over the vocabulary [S] and
-    the logit of its label (int64 [S]) are returned [S]; for the rows `slots` (int64 [K]) the logits of the tokens
-    `columns` (int64 [C]) as well [K, C]. Matrix products run in `dtype`. Gradients reach `hidden` and `weight`.
+    the logit of its label (int64 [S]) are returned [S], all in float32; for the rows `slots` (int64 [K]) the logits of
+    the tokens `columns` (int64 [C]) as well [K, C]. Matrix products run in `dtype`. Gradients reach `hidden` and
+    `weight`; where only the rows `columns` of `weight` are trained, `trained` [C, hidden] takes theirs, else None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, slots: Tensor, columns: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        columns: Tensor,
+        dtype: torch.dtype,
+        trained: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, matrix = hidden.to(dtype), weight.to(dtype)
         normalisers = torch.full(labels.shape, -torch.inf, device=rows.device)
@@ -51,7 +59,7 @@ class ChunkedHead(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, to_normalisers: Tensor, to_labels: Tensor, to_slots: Tensor
-    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None, Tensor | None]:
         """∂logits = softmax · ∂normaliser, plus ∂label at the label and ∂slot at the slot's columns."""
         hidden, weight, labels, slots, columns, normalisers = ctx.saved_tensors
         rows, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
@@ -71,7 +79,14 @@ class ChunkedHead(torch.autograd.Function):
         if to_weight is not None:
             to_weight.index_add_(0, columns, (slopes.T @ rows[slots]).float())
             to_weight = to_weight.to(weight.dtype)
-        return to_rows.to(hidden.dtype), to_weight, None, None, None, None
+        to_trained = None
+        if ctx.needs_input_grad[6]:
+            to_trained = (slopes.T @ rows[slots]).float()
+            slopes = (rows @ matrix[columns].T).float()
+            slopes.sub_(normalisers[:, None]).exp_().mul_(to_normalisers[:, None])
+            slopes += torch.where(labels[:, None] == columns, to_labels[:, None], 0)
+            to_trained += (slopes.to(ctx.dtype).T @ rows).float()
+        return to_rows.to(hidden.dtype), to_weight, None, None, None, None, to_trained
 
 
 def _place(labels: Tensor, block: slice) -> tuple[Tensor, Tensor]:

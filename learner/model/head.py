@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from learner.model.batch import PackedBatch
 from learner.model.chunked_head import ChunkedHead
 from learner.model.loaded import LoadedModel
+from learner.model.trained_rows import RowsLinear, current_weight
 
 CHUNK_BYTES = 128 * 2**20
 """Most bytes of float32 logits that a head is called for at a time, where it has to be called."""
@@ -33,7 +34,13 @@ def token_scores(loaded: LoadedModel, hidden: Tensor, batch: PackedBatch, coordi
     if head is None:
         return _scores_of_any_head(loaded, hidden, batch, coordinate_ids)
     normalisers, labels, slots = ChunkedHead.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, batch.labels, batch.box_slots.flatten(), coordinate_ids, loaded.compute_dtype
+        hidden,
+        current_weight(head),
+        batch.labels,
+        batch.box_slots.flatten(),
+        coordinate_ids,
+        loaded.compute_dtype,
+        head.trained_rows if isinstance(head, RowsLinear) else None,  # they are those of the coordinate tokens
     )
     return TokenScores(normalisers, labels, slots.unflatten(0, batch.box_slots.shape))
 
@@ -44,7 +51,7 @@ def coordinate_logits(loaded: LoadedModel, hidden: Tensor, coordinate_ids: Tenso
     if head is None:
         return torch.cat([logits(loaded, hidden[chunk])[:, coordinate_ids] for chunk in _chunks(loaded, hidden)])
     with loaded.autocast():
-        return nn.functional.linear(hidden, head.weight[coordinate_ids]).float()
+        return nn.functional.linear(hidden, current_weight(head)[coordinate_ids]).float()
 
 
 def logits(loaded: LoadedModel, hidden: Tensor) -> Tensor:
@@ -62,7 +69,7 @@ def bare_head(loaded: LoadedModel) -> nn.Linear | None:
     """
     head = loaded.model.get_output_embeddings()
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
-    return head if type(head) is nn.Linear and head.bias is None and not any(hooks) else None
+    return head if type(head) in (nn.Linear, RowsLinear) and head.bias is None and not any(hooks) else None
 
 
 def _scores_of_any_head(loaded: LoadedModel, hidden: Tensor, batch: PackedBatch, coordinate_ids: Tensor) -> TokenScores:

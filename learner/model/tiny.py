@@ -10,7 +10,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3VLConfi
 from transformers.utils.logging import disable_progress_bar
 
 from learner.detection.vocabulary import NUM_BINS, coordinate_text
+from learner.model.coordinate_rows import coordinate_rows
 from learner.model.tiny_tokenizer import Glue, tiny_tokenizer
 from shared.config.paths import user_path
 
@@ -126,14 +126,6 @@ def initialise(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
     first = tokenizer.convert_tokens_to_ids(coordinate_text(0))
     embeddings[first : first + NUM_BINS] = coordinate_rows(embeddings.shape[1])
-
-
-def coordinate_rows(dim: int) -> torch.Tensor:
-    """Sinusoidal rows [1000, dim] of unit length: wavelengths from 2000 down to 8 bins (Vaswani et al. 2017, 3.5)."""
-    wavelengths = torch.logspace(math.log10(2 * NUM_BINS), math.log10(8), dim // 2, dtype=torch.float64)
-    angles = 2 * math.pi * torch.arange(NUM_BINS, dtype=torch.float64)[:, None] / wavelengths
-    rows: torch.Tensor = torch.cat([angles.sin(), angles.cos()], dim=1) / (dim // 2) ** 0.5
-    return rows.float()
 
 
 def _mrope_section(head_dim: int) -> list[int]:

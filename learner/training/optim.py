@@ -17,6 +17,8 @@ from shared.errors import ConfigError
 from shared.families.facts import Part
 
 Kind = Literal["adamw", "muon"]
+Group = Part | Literal["embed"]
+"""What has a learning rate of its own: a part, or of the language model what `embed_lr` is about."""
 
 MUON_LR_RATIO = 10.0
 """Muon's learning rate over AdamW's in the same part. An orthogonal update has a spectral norm of 1, so its rate is a
@@ -28,7 +30,7 @@ class ParameterGroup:
     """Parameters that share an optimizer, a peak learning rate and a weight decay."""
 
     optimizer: Kind
-    part: Part
+    part: Group
     learning_rate: float
     weight_decay: float
     names: tuple[str, ...]
@@ -37,23 +39,29 @@ class ParameterGroup:
 def parameter_groups(loaded: LoadedModel, training: TrainingSection) -> list[ParameterGroup]:
     """Sort a model's trained parameters into groups.
 
-    The rate is `learning_rate`, or `vit_lr` and `aligner_lr` for vision tower and mergers. With `optim: muon` the
-    weights of all linear layers but the head go to Muon, at `MUON_LR_RATIO` times the rate of their part. Weight decay
-    falls on matrices, never on norms and biases.
+    The rate is `learning_rate`, or `vit_lr` and `aligner_lr` for vision tower and mergers, and `embed_lr` for
+    embeddings and head, which are a group of their own where it is set. With `optim: muon` the weights of all linear
+    layers but the head go to Muon, at `MUON_LR_RATIO` times the rate of their part. Weight decay falls on matrices,
+    never on norms and biases.
     """
     hidden = _hidden_matrices(loaded.model) if training.optim == "muon" else frozenset[str]()
-    rates: dict[Part, float] = {
+    model = loaded.model
+    both = (model.get_input_embeddings(), model.get_output_embeddings()) if training.embed_lr else ()
+    embed = {id(parameter) for layer in both for parameter in layer.parameters()}
+    rates: dict[Group, float] = {
         "llm": training.learning_rate,
         "vit": training.vit_lr or training.learning_rate,
         "aligner": training.aligner_lr or training.learning_rate,
+        "embed": training.embed_lr or training.learning_rate,
     }
-    names: dict[tuple[Kind, Part, bool], list[str]] = {
+    names: dict[tuple[Kind, Group, bool], list[str]] = {
         (kind, part, decays): [] for kind in get_args(Kind) for part in rates for decays in (True, False)
     }
-    for name, parameter in loaded.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             optimizer: Kind = "muon" if name in hidden else "adamw"
-            names[optimizer, loaded.family.facts.part_of(name), parameter.ndim >= 2].append(name)
+            part = "embed" if id(parameter) in embed else loaded.family.facts.part_of(name)
+            names[optimizer, part, parameter.ndim >= 2].append(name)
     return [
         ParameterGroup(
             optimizer=optimizer,

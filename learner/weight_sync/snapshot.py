@@ -9,6 +9,7 @@ from torch import Tensor
 from learner.model.adapters import ADAPTER, adapted_layers, plain_name, row_norms
 from learner.model.family import VisionLanguageModel
 from learner.model.loaded import LoadedModel
+from learner.model.trained_rows import layers_with_rows, settle_rows
 
 
 def full_weights(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -22,12 +23,12 @@ def full_weights(loaded: LoadedModel) -> dict[str, Tensor]:
 def merged_weights(loaded: LoadedModel) -> dict[str, Tensor]:
     """Weights and biases of the modules that training touches, and of those that vLLM fuses with them.
 
-    Touched are adapted modules and those that have trained parameters of their own. Adapters are merged out of place in
-    float32, and the sum is cast once, to the type in which the frozen weight is held.
+    Touched are adapted modules and those that have trained parameters or rows of their own. Adapters are merged out of
+    place in float32, and the sum is cast once, to the type in which the frozen weight is held.
     """
     trained = [plain_name(name) for name, each in loaded.model.named_parameters() if each.requires_grad]
     whole = {_module_of(name) for name in trained if name is not None}
-    touched = whole | adapted_layers(loaded.model).keys()
+    touched = whole | adapted_layers(loaded.model).keys() | layers_with_rows(loaded.model).keys()
     return _weights(loaded.model, with_fused_siblings(touched, loaded.family.facts.fused))
 
 
@@ -56,6 +57,7 @@ def merged_weight(layer: Any) -> Tensor:
 
 def _weights(model: VisionLanguageModel, wanted: Collection[str] | None) -> dict[str, Tensor]:
     """The weights of `wanted` modules, None = of all."""
+    settle_rows(model)
     adapted = adapted_layers(model)
     weights = {}
     for name, parameter in model.named_parameters():

@@ -140,7 +140,8 @@ def _tuner(config: Config) -> Iterator[Problem]:
     tuner = config.tuner
     if tuner.use_dora and tuner.train_type != "lora":
         yield Problem(("tuner.use_dora", "tuner.train_type"), f"true needs train_type lora, got {tuner.train_type}")
-    if tuner.freeze_llm and tuner.freeze_vit and tuner.freeze_aligner:
+    rows_alone = tuner.coordinate_rows and tuner.train_type == "full"
+    if tuner.freeze_llm and tuner.freeze_vit and tuner.freeze_aligner and not rows_alone:
         yield Problem(
             ("tuner.freeze_llm", "tuner.freeze_vit", "tuner.freeze_aligner"), "all parts are frozen; free at least one"
         )

@@ -91,6 +91,10 @@ class TunerSection(Section):
     modules_to_save: Annotated[tuple[str, ...], OneOrMany] = Field(
         default=(), description="modules trained whole beside the adapters, in frozen parts too"
     )
+    coordinate_rows: bool = Field(
+        default=False,
+        description="of embeddings and head train the rows of the coordinate tokens alone, in frozen parts too",
+    )
 
 
 class TrainingSection(Section):
@@ -110,6 +114,9 @@ class TrainingSection(Section):
     )
     aligner_lr: float | None = Field(
         default=None, gt=0, description="learning rate of the merger; null = learning_rate"
+    )
+    embed_lr: float | None = Field(
+        default=None, gt=0, description="learning rate of embeddings and head, or their rows; null = learning_rate"
     )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay on matrices")
     optim: Literal["adamw", "muon"] = Field(default="adamw", description="muon: on hidden matrices, AdamW on the rest")

@@ -14,6 +14,8 @@ TUNERS = {
     "full": {},
     "LoRA": {"train_type": "lora", "lora_rank": 4},
     "DoRA": {"train_type": "lora", "lora_rank": 4, "use_dora": True},
+    "DoRA and coordinate rows": {"train_type": "lora", "lora_rank": 4, "use_dora": True, "coordinate_rows": True},
+    "full, of embeddings the coordinate rows": {"coordinate_rows": True},
     "LoRA on the vision tower": {"train_type": "lora", "lora_rank": 4, "freeze_llm": True},
     "LoRA on one of three fused": {"train_type": "lora", "lora_rank": 4, "target_modules": ["k_proj", "up_proj"]},
 }
@@ -36,7 +38,7 @@ def learner_of(load: Callable[..., LoadedModel], requests, sampling: Sampling) -
 @pytest.mark.parametrize("tuner", TUNERS)
 async def test_after_each_sync_the_server_answers_as_the_learner_does(site, learner_of, tuner, transport) -> None:
     learner, before = learner_of(tuner), await site.answers(None)
-    merges, sent_bytes = tuner != "full", {}
+    merges, sent_bytes = not tuner.startswith("full"), {}
     with site.publisher(learner.loaded, transport, merges=merges, fallback_to_full=False) as publisher:
         for step in (1, 2):  # of which the second is merged where there are adapters
             learner.train_to(step)

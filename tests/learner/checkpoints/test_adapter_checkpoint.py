@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 TUNERS = {
     "lora": TunerSection(train_type="lora", lora_rank=4, lora_dropout=0.3),
     "dora": TunerSection(train_type="lora", lora_rank=4, lora_dropout=0.3, use_dora=True),
+    "rows": TunerSection(train_type="lora", lora_rank=4, use_dora=True, coordinate_rows=True),
     "saved": TunerSection(train_type="lora", target_modules=("q_proj",), modules_to_save=("embed_tokens", "merger")),
 }
 
@@ -139,6 +140,10 @@ def test_a_broken_checkpoint_of_adapters_is_skipped(run: Callable[..., Run], cap
         (TunerSection(train_type="lora", lora_rank=4, lora_alpha=4), "tuner.lora_alpha: 4"),
         (TunerSection(train_type="lora", lora_rank=4, use_dora=True), "tuner.use_dora: True"),
         (TunerSection(train_type="lora", lora_rank=4, freeze_vit=True), "was trained on other modules"),
+        (
+            TunerSection(train_type="lora", lora_rank=4, coordinate_rows=True),
+            "tuner.coordinate_rows: True, but .* False",
+        ),
     ],
 )
 def test_other_adapters_than_the_configurations_are_an_error(

@@ -32,6 +32,8 @@ TUNERS = {
     "full": TunerSection(),
     "lora": TunerSection(train_type="lora"),
     "dora": TunerSection(train_type="lora", use_dora=True, modules_to_save=("embed_tokens",)),
+    "rows": TunerSection(train_type="lora", use_dora=True, coordinate_rows=True),
+    "rows alone": TunerSection(coordinate_rows=True, freeze_vit=True),
 }
 
 

@@ -10,7 +10,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from learner.detection.record import GroundTruthObject
 from learner.detection.serialize import answer_text
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.model.tiny import build_tiny, coordinate_rows
+from learner.model.coordinate_rows import coordinate_rows
+from learner.model.tiny import build_tiny
 from learner.model.tiny_tokenizer import Glue
 
 GLUES: tuple[Glue, ...] = ("plain", "fused")

@@ -59,11 +59,13 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("modules_to_save", [(), ("embed_tokens", "merger", "patch_embed")])
+@pytest.mark.parametrize(
+    "beside", [{}, {"modules_to_save": ("embed_tokens", "merger", "patch_embed")}, {"coordinate_rows": True}]
+)
 def test_a_plain_model_with_the_merged_weights_computes_what_the_adapted_one_does(
-    adapted: Callable[..., LoadedModel], tiny_folder: Path, use_dora: bool, modules_to_save: tuple[str, ...]
+    adapted: Callable[..., LoadedModel], tiny_folder: Path, use_dora: bool, beside: dict[str, Any]
 ) -> None:
-    loaded = adapted(use_dora=use_dora, modules_to_save=modules_to_save, lora_dropout=0.5)
+    loaded = adapted(use_dora=use_dora, lora_dropout=0.5, **beside)
     plain = load_model(str(tiny_folder), dtype="float32", device="cpu").model
     expected, before = logits(loaded.model), logits(plain)
     largest = float(expected.abs().max())
@@ -120,6 +122,8 @@ def test_only_touched_modules_are_sent_with_those_fused_to_them(adapted: Callabl
     saved = adapted(target_modules=("o_proj",), modules_to_save=("embed_tokens",))
     assert "model.language_model.embed_tokens.weight" in merged_weights(saved)
     assert len(merged_weights(saved)) == 5
+    rows = adapted(target_modules=("o_proj",), coordinate_rows=True)
+    assert merged_weights(rows).keys() == merged_weights(saved).keys()
 
 
 def test_full_training_touches_all_that_is_not_frozen(tiny_folder: Path) -> None:
