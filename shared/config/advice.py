@@ -11,7 +11,7 @@ FEW_IN_FLIGHT = 16
 
 def advice_for(config: Config) -> list[Problem]:
     """Every warning; an empty list is a configuration that nothing is to be said about."""
-    rules = (_decoding, _determinism, _weights, _stability)
+    rules = (_decoding, _determinism, _weights, _stability, _coordinates)
     return [warning for rule in rules for warning in rule(config)]
 
 
@@ -62,4 +62,13 @@ def _stability(config: Config) -> Iterator[Problem]:
             (f"{STAGE2}.schedule.pattern", f"{STAGE2}.prefix_structure_ce_weight", f"{STAGE2}.prefix_extras"),
             "B steps alone with both knobs off make answers longer until nothing parses; mix in A, or set "
             "prefix_structure_ce_weight 1 and prefix_extras drop",
+        )
+
+
+def _coordinates(config: Config) -> Iterator[Problem]:
+    tuner = config.tuner
+    if config.is_stage_1 and tuner.train_type == "lora" and not (tuner.coordinate_rows or tuner.modules_to_save):
+        yield Problem(
+            ("tuner.coordinate_rows",),
+            "false, so adapters learn around coordinate tokens that stay as they begin; set it to true",
         )

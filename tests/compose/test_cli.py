@@ -136,7 +136,7 @@ def test_help_loads_no_model_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "serve", "train", "eval", "calibrate", "doctor", "report", "demo", "data", "export"]
+    "command", ["up", "serve", "train", "eval", "calibrate", "doctor", "report", "demo", "data", "init", "export"]
 )
 @pytest.mark.slow
 def test_every_command_explains_itself(command: str) -> None:
@@ -165,8 +165,9 @@ def test_a_checkpoint_that_is_no_folder_is_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.reported("export --help")
-def test_export_says_what_it_takes_without_torch() -> None:
+@pytest.mark.parametrize("command", ["init", "export"])
+def test_commands_on_checkpoints_say_what_they_take_without_torch(command: str) -> None:
     program = (
-        "import sys, learner.checkpoints.export; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        f"import sys, learner.checkpoints.{command}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -208,7 +208,7 @@ def test_what_ships_fails_in_an_empty_folder_where_neither_model_nor_data_are(tm
     ("change", "said"),
     [
         ({"model_type": "qwen2_5_vl"}, "is a qwen2_5_vl checkpoint; give one of qwen3_vl"),
-        ({"text_config": {"vocab_size": 700}}, "its vocabulary is 700; resize its embeddings"),
+        ({"text_config": {"vocab_size": 700}}, "its vocabulary is 700; `boxloop init "),
     ],
 )
 def test_a_checkpoint_that_cannot_be_trained_is_told_by_the_learner_alone_too(

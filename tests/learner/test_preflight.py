@@ -10,7 +10,10 @@ from pathlib import Path
 import orjson
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from learner.detection.vocabulary import CoordinateVocabulary
+from learner.families.load import load_tokenizer
 from learner.preflight import examine
 from shared.config.models import Config
 from shared.findings import Finding
@@ -33,6 +36,22 @@ def found(config: Config) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings}
 
 
+def test_coordinate_rows_that_are_all_one_fail_under_adapters_and_are_warned_of_elsewhere(
+    run, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = shutil.copytree(checkpoint, tmp_path / "one")
+    tensors = load_file(one / "model.safetensors")
+    ids = list(CoordinateVocabulary.from_tokenizer(load_tokenizer(str(one))).coordinate_ids)
+    tensors["model.language_model.embed_tokens.weight"][ids] = tensors["model.language_model.embed_tokens.weight"].mean(
+        0
+    )
+    save_file(tensors, one / "model.safetensors", metadata={"format": "pt"})
+    for tuner, status in (("full", "warn"), ("lora", "fail")):
+        finding = found(run(f"model.model={one}", f"tuner.train_type={tuner}"))["coordinate rows"]
+        assert finding.status == status
+        assert f"boxloop init {one} --out DIR" in finding.reason
+
+
 def failures(config: Config) -> dict[str, str]:
     return {name: finding.reason for name, finding in found(config).items() if finding.status == "fail"}
 
@@ -44,6 +63,7 @@ def test_a_good_run_passes_and_is_told_its_numbers(run) -> None:
         "metrics port",
         "checkpoint",
         "tokenizer",
+        "coordinate rows",
         "training data",
         "lengths",
         "steps",
@@ -121,7 +141,7 @@ def test_coordinate_tokens_beyond_the_vocabulary_are_told(run, checkpoint: Path,
     (cut / "config.json").write_text(json.dumps(config))
     findings = found(run(f"model.model={cut}"))
     assert findings["tokenizer"].status == "fail"
-    assert "its vocabulary is 700; resize its embeddings" in findings["tokenizer"].reason
+    assert f"its vocabulary is 700; `boxloop init {cut} --out DIR`" in findings["tokenizer"].reason
     assert findings["training data"].status == "pass", "it is read without a tokenizer"
     assert "lengths" not in findings
 

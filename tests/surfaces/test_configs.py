@@ -4,14 +4,25 @@ from pathlib import Path
 
 import pytest
 
+from shared.config.advice import advice_for
 from shared.config.load import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUNS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml")
 
 
-def test_there_are_configs_for_the_demo_production_and_smoke() -> None:
-    assert {Path(run).parent.as_posix() for run in RUNS} >= {"demo", "stage2_ab/prod", "stage2_ab/smoke"}
+def test_there_are_configs_for_the_demo_both_stages_and_smoke() -> None:
+    assert {Path(run).parent.as_posix() for run in RUNS} >= {"demo", "stage1", "stage2_ab/prod", "stage2_ab/smoke"}
+
+
+@pytest.mark.parametrize(("name", "train_type"), [("full", "full"), ("dora", "lora")])
+def test_stage_1_trains_the_new_rows_and_needs_no_server(name: str, train_type: str) -> None:
+    config = load_config(CONFIGS / "stage1" / f"qwen3_vl_{name}.yaml")
+    assert config.is_stage_1
+    assert not config.decodes
+    assert config.tuner.coordinate_rows
+    assert config.tuner.train_type == train_type
+    assert advice_for(config) == []
 
 
 @pytest.mark.parametrize("run", RUNS)

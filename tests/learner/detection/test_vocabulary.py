@@ -69,7 +69,7 @@ def test_escaped_special_text_keeps_its_value_and_encodes_as_text(vocabulary: Co
 
 
 def test_missing_tokens_are_named() -> None:
-    with pytest.raises(DataError, match=r"lacks <\|coord_5\|>; add"):
+    with pytest.raises(DataError, match=r"lacks <\|coord_5\|>; `boxloop init MODEL --out DIR`"):
         CoordinateVocabulary.from_tokenizer(wrapped(["<|im_end|>", *COORDINATES[:5], *COORDINATES[6:]]))
     with pytest.raises(DataError, match=r"lacks <\|coord_10\|>.* and 985 more"):
         CoordinateVocabulary.from_tokenizer(wrapped(["<|im_end|>", *COORDINATES[:10]]))

@@ -40,6 +40,19 @@ def test_vision_tower_and_merger_have_rates_of_their_own(workbench: Any) -> None
     assert rates["muon", "vit"] == pytest.approx(0.001 * MUON_LR_RATIO)
 
 
+@pytest.mark.parametrize("coordinate_rows", [False, True])
+def test_embeddings_and_head_have_a_rate_of_their_own_where_it_is_set(tiny_folder: Path, coordinate_rows: bool) -> None:
+    loaded = load_model(str(tiny_folder), device="cpu", tuner=TunerSection(coordinate_rows=coordinate_rows))
+    groups = parameter_groups(loaded, training(embed_lr=0.05))
+    (embed,) = (group for group in groups if group.part == "embed")
+    name = "trained_rows" if coordinate_rows else "weight"
+    assert embed.names == (f"model.language_model.embed_tokens.{name}",)  # to which the head is tied
+    assert embed.learning_rate == 0.05
+    assert {group.learning_rate for group in groups if group is not embed} == {0.002}
+    assert StepOptimizer(loaded, training(embed_lr=0.05), 10).learning_rate == 0.002
+    assert "embed" not in {group.part for group in parameter_groups(loaded, training())}
+
+
 def test_weight_decay_falls_on_matrices_only(workbench: Any) -> None:
     named = dict(workbench.loaded.model.named_parameters())
     for group in parameter_groups(workbench.loaded, training(weight_decay=0.1)):

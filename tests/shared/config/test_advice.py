@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[3]
 MIXED = ROOT / "configs" / "stage2_ab" / "prod" / "ab_mixed.yaml"
 AB, ROLLOUT = "custom.extra.stage2_ab", "custom.extra.rollout_matching"
 KNOBS = (f"{AB}.prefix_structure_ce_weight=0", f"{AB}.prefix_extras=keep")
+STAGE1 = "custom.trainer_variant=stage1_sft"
 
 ADVICE = [
     ([f"{AB}.channel_b.rollout_decode_batch_size=15"], f"{AB}.channel_b.rollout_decode_batch_size", "15 answers"),
@@ -22,12 +23,16 @@ ADVICE = [
         "DoRA",
     ),
     ([f"{AB}.schedule.pattern=[B]", *KNOBS], f"{AB}.schedule.pattern", "mix in A"),
+    ([STAGE1, "tuner.train_type=lora"], "tuner.coordinate_rows", "set it to true"),
 ]
 QUIET = [
     [],
     [f"{AB}.channel_b.rollout_decode_batch_size=16"],
     [f"{ROLLOUT}.deterministic=true", f"{ROLLOUT}.rollout_backend=hf"],
     ["tuner.train_type=lora"],
+    [STAGE1],
+    [STAGE1, "tuner.train_type=lora", "tuner.coordinate_rows=true"],
+    [STAGE1, "tuner.train_type=lora", "tuner.modules_to_save=[embed_tokens]"],
     ["tuner.train_type=lora", "tuner.use_dora=true"],
     [f"{ROLLOUT}.vllm.sync.mode=full"],
     [f"{AB}.schedule.pattern=[A,B]", *KNOBS],

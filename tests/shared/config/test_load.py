@@ -70,6 +70,10 @@ def test_the_digest_changes_with_any_value(path: Path) -> None:
     assert load_config(path).digest != load_config(path, ["training.seed=43"]).digest
 
 
+def test_all_parts_may_be_frozen_where_coordinate_rows_are_trained(path: Path) -> None:
+    assert load_config(path, [*FROZEN, "tuner.coordinate_rows=true"]).tuner.coordinate_rows
+
+
 def test_origins_name_file_line_and_command_line(path: Path) -> None:
     origins = load_with_origins(path, ["training.seed=1"]).origins
     assert origins["global_max_length"] == f"{path}:2"
@@ -104,6 +108,7 @@ def test_a_missing_key_is_named(path: Path) -> None:
     assert "custom.train_jsonl: is required and missing" in refusal(path, [])
 
 
+FROZEN = ("tuner.freeze_llm=true", "tuner.freeze_vit=true", "tuner.freeze_aligner=true")
 RULES = [
     ([f"{AB}.schedule.pattern=[]"], f"{AB}.schedule.pattern", "needs a list"),
     ([f"{AB}.schedule.pattern=[A,C]"], f"{AB}.schedule.pattern", "'C'"),
@@ -166,7 +171,8 @@ RULES = [
     ([f"{ROLLOUT}.deterministic=true", f"{ROLLOUT}.max_lag=1"], f"{ROLLOUT}.deterministic", "got 1"),
     (["training.optim=muon", "tuner.train_type=lora"], "training.optim", "got lora"),
     (["tuner.use_dora=true", "tuner.train_type=full"], "tuner.use_dora", "got full"),
-    (["tuner.freeze_llm=true", "tuner.freeze_vit=true", "tuner.freeze_aligner=true"], "tuner.freeze_llm", "frozen"),
+    ([*FROZEN], "tuner.freeze_llm", "frozen"),
+    ([*FROZEN, "tuner.coordinate_rows=true", "tuner.train_type=lora"], "tuner.freeze_llm", "frozen"),
     (
         ["training.lr_scheduler_type=warmup_stable_decay", "training.warmup_ratio=0.7"],
         "training.warmup_ratio",
