@@ -54,10 +54,8 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
 def _fold_adapters(model: "VisionLanguageModel") -> None:
     """Make adapted layers plain ones again, with the merged weights; nothing trains this model any more."""
     from learner.model.adapters import adapted_layers
-    from learner.model.trained_rows import fold_rows
     from learner.weight_sync.snapshot import merged_weight
 
-    fold_rows(model)
     for name, layer in adapted_layers(model).items():
         layer.base_layer.weight.data = merged_weight(layer)
         model.set_submodule(name, layer.base_layer)

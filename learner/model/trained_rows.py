@@ -117,21 +117,5 @@ def current_weight(layer: nn.Module) -> Tensor:
     return layer.current_weight() if isinstance(layer, RowsEmbedding | RowsLinear) else layer.weight  # type: ignore[return-value]
 
 
-def fold_rows(model: VisionLanguageModel) -> None:
-    """Make layers with rows plain ones again; nothing trains this model any more."""
-    for name, layer in layers_with_rows(model).items():
-        layer.current_weight()
-        with torch.device("meta"):
-            plain: nn.Module = (
-                nn.Embedding(layer.num_embeddings, layer.embedding_dim)
-                if isinstance(layer, RowsEmbedding)
-                else nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-            )
-        for each, parameter in layer.named_parameters(recurse=False):
-            if f".{each}" != ROWS:
-                setattr(plain, each, parameter)
-        model.set_submodule(name, plain)
-
-
 def _name_of(model: VisionLanguageModel, layer: nn.Module) -> str:
     return next(name for name, each in model.named_modules() if each is layer)

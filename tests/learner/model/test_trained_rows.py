@@ -71,7 +71,7 @@ def objective_of(bench: Workbench, num_passes: int = 1) -> Expectation:
 
 
 def loss_of(bench: Workbench, num_passes: int) -> Tensor:
-    samples = bench.sample(0, 3), bench.sample(1, 0)
+    samples = bench.sample(0, 3, coord_ce_weight=1.0), bench.sample(1, 0)
     batch = collate(packed(*samples), bench.loaded, pad_token_id=bench.tokenizer.pad_token_id)
     loss: Tensor = objective_of(bench, num_passes)(bench.loaded, batch, totals_of(*samples)).total
     return loss
