@@ -51,6 +51,7 @@ class Bench:
     num_train: int
     num_val: int
     pictures: Path | None = None
+    after: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -61,8 +62,15 @@ class Bench:
         return SETTINGS[self.setting]
 
     @property
-    def checkpoint(self) -> Path:
+    def stage1(self) -> Path:
         return self.folder / "stage1" / f"checkpoint-{self.stage1_steps}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What arms start from: what Stage 1 has left, or the arm that they come `after`."""
+        if self.after is None:
+            return self.stage1
+        return self.folder / self.after / f"checkpoint-{self.after.rpartition('-')[2]}"
 
     @property
     def paces(self) -> Path:
@@ -84,7 +92,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Render, build and train what all arms start from, unless it is there."""
-        if self.checkpoint.exists():
+        if self.stage1.exists():
             return
         tiny = self.folder / "tiny"
         self._render("data", self.num_train, self.num_val, self.seed)
@@ -102,9 +110,12 @@ class Bench:
             self.paces.write_text(json.dumps(paces))
         return float(paces[name])
 
+    def run_of(self, name: str, steps: int) -> str:
+        return f"{name}-{steps}" if self.after is None else f"{self.after}-{name}-{steps}"
+
     def train(self, name: str, arm: Arm, steps: int, rate: float | None) -> Result:
         """Run an arm to its end; its scores before and after, and its seconds."""
-        run = f"{name}-{steps}" if rate is None else f"{name}-{steps}-at-{rate:g}"
+        run = self.run_of(name, steps) if rate is None else f"{self.run_of(name, steps)}-at-{rate:g}"
         changes = {**self.overrides(run, self.checkpoint, steps), **arm.overrides(self.annotators)}
         self._run("stage2.yaml", changes if rate is None else {**changes, RATE: rate})
         lines = self._log(run)
@@ -118,7 +129,7 @@ class Bench:
         file, told = CALIBRATIONS[chosen_on]
         if not (self.folder / "chosen_on").exists():
             self._render("chosen_on", NUM_CHOSEN_ON, 1, self.seed + 10_000)
-        run = f"{name}-{steps}"
+        run = self.run_of(name, steps)
         checkpoint = self.folder / run / f"checkpoint-{steps}"
         own = Arm({}, told).overrides(self.annotators)
         scored = {**self.overrides(f"{run}-at-{chosen_on}", checkpoint, 1), **own}
@@ -131,7 +142,7 @@ class Bench:
         return {**self._about(f"{name}, bias by {chosen_on}", steps), "bias": point["stop_bias"], **scores_in(metrics)}
 
     def _about(self, arm: str, steps: int) -> dict[str, Any]:
-        return {"setting": self.setting, "arm": arm, "seed": self.seed, "steps": steps}
+        return {"setting": self.setting, "after": self.after, "arm": arm, "seed": self.seed, "steps": steps}
 
     def _log(self, run: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / run / "logging.jsonl").read_text().splitlines()]
@@ -187,15 +198,16 @@ class Results:
 
 def table_of(lines: Sequence[Result]) -> Table:
     """A line for each arm and seed, and the mean of an arm's."""
-    columns = ("setting", "arm", "seed", "steps", "rate", "seconds", "bias", "before", *SCORES)
+    columns = ("setting", "after", "arm", "seed", "steps", "rate", "seconds", "bias", "before", *SCORES)
     table = Table(*columns, title="whole annotations that no arm has seen")
-    for setting, arm in dict.fromkeys((line["setting"], line["arm"]) for line in lines):
-        own = [line for line in lines if (line["setting"], line["arm"]) == (setting, arm)]
+    kinds = [(line["setting"], line.get("after"), line["arm"]) for line in lines]
+    for setting, after, arm in dict.fromkeys(kinds):
+        own = [line for line, kind in zip(lines, kinds, strict=True) if kind == (setting, after, arm)]
         for line in own:
             table.add_row(*(_shown(line.get(column)) for column in columns))
         if len(own) > 1:
             means = {name: fmean(line[name] for line in own) for name in ("seconds", *SCORES) if name in own[0]}
-            mean = {"setting": setting, "arm": arm, "seed": "mean", **means}
+            mean = {"setting": setting, "after": after, "arm": arm, "seed": "mean", **means}
             table.add_row(*(_shown(mean.get(column)) for column in columns), style="bold", end_section=True)
     return table
 
@@ -217,6 +229,7 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=75, help="optimizer steps of an arm")
     length.add_argument("--seconds", type=float, help="seconds of steps of an arm, instead of steps")
+    parser.add_argument("--after", metavar="RUN", help="start from what an arm has left, such as priced-450")
     parser.add_argument("--rates", nargs="+", type=float, default=[None], help="learning rates instead of an arm's own")
     parser.add_argument("--stage1-steps", type=int, default=1500)
     parser.add_argument("--train", type=int, default=8192, help="images to train on")
@@ -232,11 +245,13 @@ def main() -> None:
     console, results = Console(width=170), Results.read(chosen.out / "results.jsonl")
     for setting in chosen.setting:
         for seed in chosen.seeds:
-            bench = Bench(chosen.out, setting, seed, chosen.stage1_steps, chosen.train, chosen.val, chosen.pictures)
+            bench = Bench(
+                chosen.out, setting, seed, chosen.stage1_steps, chosen.train, chosen.val, chosen.pictures, chosen.after
+            )
             bench.prepare()
             for name in chosen.arms:
                 steps = chosen.steps if chosen.seconds is None else round(chosen.seconds / bench.pace_of(name))
-                about = {"setting": setting, "seed": seed, "steps": steps}
+                about = {"setting": setting, "after": chosen.after, "seed": seed, "steps": steps}
                 for rate in chosen.rates:
                     if not results.holds(arm=name, rate=rate, **about):
                         results.add(bench.train(name, ARMS[name], steps, rate), console)
