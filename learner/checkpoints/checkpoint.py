@@ -30,6 +30,7 @@ LOG = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 TENSORS_FILE = "optimizer.safetensors"
+BEST_KEY = "training.metric_for_best_model"
 WRITTEN_WITH_THE_MODEL = ("config.json", "generation_config.json")
 
 
@@ -135,9 +136,9 @@ class Checkpoints:
         return final
 
     def restore(self, folder: Path) -> TrainerState:
-        """Take all but the weights from a checkpoint: optimizer, schedule, random numbers, best score, guard.
+        """Take all but the weights from a checkpoint: optimizer, schedule, random numbers, guard, best score.
 
-        Raises DataError when it was saved with `save_only_model`.
+        A best score of another metric is left there. Raises DataError when it was saved with `save_only_model`.
         """
         state = read_state(folder)
         if TENSORS_FILE not in state.files:
@@ -152,7 +153,9 @@ class Checkpoints:
             told = "; ".join(changes) if state.values else "keys that it does not name"
             LOG.warning("%s was written with other values, those of now hold from here on: %s", folder, told)
         self._saved_epoch = int(state.epoch)
-        if state.best_global_step is not None and state.best_metric is not None:
+        judged_by = self._training.metric_for_best_model
+        is_comparable = state.values.get(BEST_KEY, judged_by) == judged_by
+        if is_comparable and state.best_global_step is not None and state.best_metric is not None:
             self._best = (state.best_global_step, state.best_metric)
         return state
 

@@ -77,6 +77,7 @@ def _count(scoring: Scoring, answer: ScoredAnswer, point: OperatingPoint) -> Pic
 def evaluation_line(scores: Scores) -> str:
     """One evaluation for a human. A score over nothing, such as the recall of no objects, is left out."""
     shown = {
+        "F1 desc@0.5:0.95": "eval_rollout_f1_desc_iou50_95",
         "F1@0.5": "eval_rollout_f1_iou50",
         "recall@0.5": "eval_rollout_recall_iou50",
         "AP": "eval_coco_ap",

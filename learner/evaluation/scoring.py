@@ -128,5 +128,5 @@ def check_best_metric(training: TrainingSection) -> None:
     if training.eval_strategy != "no" and name.startswith("eval_coco_") and not is_installed("faster_coco_eval"):
         raise ConfigError(
             f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "
-            "by eval_rollout_f1"
+            "by eval_rollout_f1_desc_iou50_95"
         )

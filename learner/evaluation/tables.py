@@ -18,10 +18,10 @@ CLEARLY_INCOMPLETE = 0.9
 WIDEST = 1000
 """Characters of a line where no terminal bounds it."""
 HEADLINES = {
-    "F1": "eval_rollout_f1_iou50",
-    "F1, mean over IoU 0.50:0.95": "eval_rollout_f1_iou50_95",
-    "F1, equal desc": "eval_rollout_f1_desc_iou50",
     "F1, equal desc, mean over IoU 0.50:0.95": "eval_rollout_f1_desc_iou50_95",
+    "F1, equal desc": "eval_rollout_f1_desc_iou50",
+    "F1 by place, mean over IoU 0.50:0.95": "eval_rollout_f1_iou50_95",
+    "F1 by place": "eval_rollout_f1_iou50",
     "precision": "eval_rollout_precision_iou50",
     "recall": "eval_rollout_recall_iou50",
     "AP, IoU 0.50:0.95": "eval_coco_ap",

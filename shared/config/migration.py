@@ -74,7 +74,7 @@ ROWS: Mapping[str, Row] = {
     "training.dataloader_pin_memory": Row("dropped", "packs go to a GPU from pinned memory always"),
     "training.dataloader_prefetch_factor": Row("dropped", "packs are laid out one ahead of the learner"),
     "training.dataloader_persistent_workers": Row("dropped", "workers are threads of the learner"),
-    "training.metric_for_best_model": Row("differs", "a score of decoded answers, such as eval_rollout_f1"),
+    "training.metric_for_best_model": Row("differs", "a score of answers, such as eval_rollout_f1_desc_iou50_95"),
     "training.greater_is_better": Row("dropped", "of every score the highest is the best"),
     "training.save_delay_steps": Row("dropped", "`save_steps` and `save_total_limit` bound what is written"),
     "training.save_last_epoch": Row("dropped", "the last step is saved always, unless `save_strategy` is no"),

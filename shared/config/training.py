@@ -148,7 +148,7 @@ class TrainingSection(Section):
     )
     save_only_model: bool = Field(default=False, description="no optimizer state: such a checkpoint cannot be resumed")
     metric_for_best_model: str = Field(
-        default="eval_rollout_f1", description="the best checkpoint has the highest of these"
+        default="eval_rollout_f1_desc_iou50_95", description="the best checkpoint has the highest of these"
     )
     resume_from_checkpoint: bool | UserText | None = Field(
         default=None, description="a checkpoint folder, or true for the last whole one in output_dir"

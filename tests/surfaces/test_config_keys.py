@@ -37,6 +37,7 @@ DEFAULTS = {
     "training.optim": "adamw",
     "training.embed_lr": None,
     "training.eval_on_start": False,
+    "training.metric_for_best_model": "eval_rollout_f1_desc_iou50_95",
     "training.packing_buffer": 256,
     "training.packing_min_fill_ratio": 0.7,
     "training.packing_drop_last": True,

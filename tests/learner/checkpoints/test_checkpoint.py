@@ -33,6 +33,8 @@ from shared.config.training import TrainingSection
 from shared.errors import DataError
 
 NUM_STEPS = 6
+BEST_BY = "eval_rollout_f1_desc_iou50_95"
+"""The default of metric_for_best_model."""
 NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
@@ -195,7 +197,7 @@ def test_old_checkpoints_go_and_the_best_stays(workbench: Any, tmp_path: Path, l
     trained = Trained(workbench, tmp_path, save_total_limit=limit, save_only_model=True)
     for step, metric in enumerate((0.3, 0.9, 0.5, 0.6), start=1):
         trained.progress.step = step
-        trained.checkpoints.score(trained.progress, {"eval_rollout_f1": metric})
+        trained.checkpoints.score(trained.progress, {BEST_BY: metric})
         trained.checkpoints.save(trained.progress)
     assert [folder.name for folder in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in kept]
     assert read_state(tmp_path / "checkpoint-4").best_metric == 0.9
@@ -264,9 +266,23 @@ def test_the_best_is_the_highest_of_the_chosen_metric(workbench: Any, tmp_path: 
     for step, precision in enumerate((0.3, 0.9, None, 0.6), start=1):
         trained.progress.step = step
         found = {} if precision is None else {"eval_rollout_precision": precision}
-        trained.checkpoints.score(trained.progress, {"eval_rollout_f1": step / 10, **found})
+        trained.checkpoints.score(trained.progress, {BEST_BY: step / 10, **found})
     folder = trained.checkpoints.save(trained.progress)
     assert (read_state(folder).best_global_step, read_state(folder).best_metric) == (2, 0.9)
+
+
+def test_a_best_score_of_another_metric_is_not_held_against_the_one_of_now(workbench: Any, tmp_path: Path) -> None:
+    trained = Trained(workbench, tmp_path)
+    trained.checkpoints.score(trained.progress, {BEST_BY: 0.9})
+    folder = trained.checkpoints.save(trained.progress)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for metric, best in ((BEST_BY, 0.9), ("eval_rollout_f1", 0.1)):
+        state["values"] = {"training.metric_for_best_model": metric}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        resumed = Trained(workbench, tmp_path / metric)
+        resumed.checkpoints.restore(folder)
+        resumed.checkpoints.score(Progress(num_steps=NUM_STEPS, step=1), {BEST_BY: 0.1})
+        assert read_state(resumed.checkpoints.save(Progress(num_steps=NUM_STEPS, step=1))).best_metric == best
 
 
 def test_a_model_without_optimizer_state_cannot_be_resumed(workbench: Any, tmp_path: Path) -> None:
@@ -287,7 +303,7 @@ def test_checkpoints_are_written_when_the_strategy_says_so(
     written = []
     for step, metric in enumerate((0.1, 0.1, 0.4, 0.2, 0.3), start=1):
         progress = Progress(num_steps=5, step=step, epoch=step / 3)
-        trained.checkpoints.score(progress, {"eval_rollout_f1": metric})
+        trained.checkpoints.score(progress, {BEST_BY: metric})
         if trained.checkpoints.due(progress):
             written.append(step)
             trained.checkpoints.save(progress)
