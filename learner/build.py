@@ -14,7 +14,7 @@ from learner.checkpoints.checkpoint import Followed
 from learner.checkpoints.opening import open_checkpoints
 from learner.checkpoints.start import start_of
 from learner.data.answer_weights import mean_answer_weight
-from learner.data.opening import digests_of, open_data
+from learner.data.opening import open_data
 from learner.decoding.opening import open_decoding
 from learner.evaluation.opening import open_evaluation
 from learner.evaluation.scoring import check_best_metric
@@ -77,7 +77,7 @@ async def _assemble(
     guard = Guard(config.stage2.guard, config.stage2.reward.annotation_recall)
     averages = RewardAverages(config.stage2.reward)
     followed = Followed(guard, averages, answer_weight)
-    checkpoints = open_checkpoints(config, training, followed, progress, start.resumed, folder, digests_of(config))
+    checkpoints = open_checkpoints(config, training, followed, progress, start.resumed, folder, data)
     reporting = stack.enter_context(open_reporting(config, folder, progress, guard, data.vocabulary, metrics, console))
     decoding = await stack.enter_async_context(
         open_decoding(config, data, planner, progress.num_steps, training, console)

@@ -15,6 +15,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 OPERATING_POINT_FILE = "operating_point.json"
 """How the checkpoint beside it is best decoded, found by `boxloop calibrate`; other weights have another."""
+USAGE_FILE = "boxloop.json"
+"""How the checkpoint beside it is asked: prompt, pixels, what decides decoding."""
+ABOUT_THESE_WEIGHTS = (OPERATING_POINT_FILE, USAGE_FILE)
+"""Files that hold for the weights beside them: an export takes them along, training writes its own or none."""
 
 PROCESSOR_FILE, WHOLE_PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 """Where an image processor's values stand: in a file of their own, or, as transformers 5 saves them, in the second."""

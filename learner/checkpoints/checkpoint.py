@@ -21,7 +21,8 @@ from learner.model.loaded import LoadedModel
 from learner.plan.progress import Progress
 from learner.reporting.collapse_guard import BandSums, Guard
 from learner.training.optim import StepOptimizer
-from shared.checkpoint_facts import OPERATING_POINT_FILE
+from shared.checkpoint_facts import ABOUT_THESE_WEIGHTS
+from shared.checkpoint_usage import CheckpointUsage, save_usage
 from shared.config.training import TrainingSection
 from shared.errors import DataError
 from shared.whole_folder import whole_folder
@@ -83,13 +84,16 @@ class Checkpoints:
         training: TrainingSection,
         config_digest: str,
         circumstances: Circumstances = Circumstances({}, {}),
+        usage: CheckpointUsage | None = None,
     ) -> None:
+        """`usage` goes into each checkpoint, and may be corrected there: its size is not looked at."""
         self._loaded = loaded
         self._optimizer = optimizer
         self._followed = followed
         self._training = training
         self._digest = config_digest
         self._circumstances = circumstances
+        self._usage = usage
         self._companions = loaded.folder
         self._base_dtype = base_dtype(loaded.folder)
         self._saved_epoch = 0
@@ -130,6 +134,8 @@ class Checkpoints:
             if own:
                 save_file(own, folder / TENSORS_FILE)
             (folder / STATE_FILE).write_text(json.dumps(asdict(self._state(progress, folder)), indent=2) + "\n")
+            if self._usage is not None:
+                save_usage(self._usage, folder)
         self._saved_epoch = int(progress.epoch)
         self._companions = final  # what a resumed run was loaded from may be thrown away
         self._prune(final)
@@ -281,7 +287,7 @@ def copy_companions(source: Path, folder: Path) -> None:
     """Copy what belongs to a model besides its weights: tokenizer, processors, chat template, licence."""
     for path in source.iterdir():
         own = (
-            path.name in (STATE_FILE, TENSORS_FILE, OPERATING_POINT_FILE, *WRITTEN_WITH_THE_MODEL)
+            path.name in (STATE_FILE, TENSORS_FILE, *ABOUT_THESE_WEIGHTS, *WRITTEN_WITH_THE_MODEL)
             or "safetensors" in path.name
         )
         taken = own or (folder / path.name).exists()

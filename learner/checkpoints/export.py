@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from shared.checkpoint_facts import OPERATING_POINT_FILE, base_model, holds_adapters
+from shared.checkpoint_facts import ABOUT_THESE_WEIGHTS, base_model, holds_adapters
 from shared.config.paths import user_path
 from shared.console import settle_streams
 from shared.errors import BoxloopError, ConfigError
@@ -47,8 +47,9 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None) -> None:
     with whole_folder(out) as folder:
         loaded.model.save_pretrained(folder)
         copy_companions(loaded.folder, folder)
-        if (point := checkpoint / OPERATING_POINT_FILE).exists():  # the weights are the same
-            shutil.copyfile(point, folder / point.name)
+        for file in (checkpoint / name for name in ABOUT_THESE_WEIGHTS):
+            if file.exists():  # the weights are the same
+                shutil.copyfile(file, folder / file.name)
 
 
 def _fold_adapters(model: "VisionLanguageModel") -> None:

@@ -1,10 +1,11 @@
 """The checkpoints of a run, and what it takes from the one it goes on from."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from learner.checkpoints.changes import Circumstances
 from learner.checkpoints.checkpoint import Checkpoints, Followed, set_aside_later
+from learner.checkpoints.usage import usage_of
+from learner.data.opening import Data, digests_of
 from learner.plan.progress import Progress
 from learner.training.opening import Training
 from shared.config.models import Config
@@ -17,19 +18,17 @@ def open_checkpoints(
     progress: Progress,
     resumed: Path | None,
     folder: Path,
-    data: Mapping[str, str],
+    data: Data,
 ) -> Checkpoints:
-    """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside.
-
-    `data` are digests of the files of data by the keys that name them.
-    """
+    """Restore all but the weights from the checkpoint `resumed`, if any, and set later ones in `folder` aside."""
     checkpoints = Checkpoints(
         training.loaded,
         training.optimizer,
         followed,
         config.training,
         config.digest,
-        Circumstances.of(config, data),
+        Circumstances.of(config, digests_of(config)),
+        usage_of(config, data.vocabulary),
     )
     if resumed is not None:
         state = checkpoints.restore(resumed)

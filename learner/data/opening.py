@@ -12,7 +12,7 @@ from rich.console import Console
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
 from learner.data.lengths import FittingRecords, check_room, longest_prompt_of, without_long_records
-from learner.data.prompt import USER_PROMPTS
+from learner.data.prompt import prompt_of
 from learner.data.records import Reading, RecordSource, read_all
 from learner.data.smells import smells_of
 from learner.detection.record import Record
@@ -82,12 +82,12 @@ def vocab_size_of(folder: Path) -> int:
 
 def open_encoder(config: Config, folder: Path, tokenizer: Any) -> Encoder:
     """What makes prompts of records, by the tokenizer and the image processor of a checkpoint."""
-    own_prompt = config.custom.user_prompt
+    prompt = prompt_of(config)
     return Encoder(
         tokenizer,
         ImageReader.from_checkpoint(folder, config.template.max_pixels, config.template.min_pixels),
-        system=config.template.system,
-        user_prompt=USER_PROMPTS[config.custom.object_ordering] if own_prompt is None else own_prompt,
+        system=prompt.system,
+        user_prompt=prompt.user,
         num_workers=config.training.dataloader_num_workers,
         on_bad_record=config.custom.on_bad_record,
     )

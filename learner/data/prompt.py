@@ -1,8 +1,9 @@
 """The chat that asks for an answer, and its built-in words."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from shared.config.models import Config
 from shared.errors import DataError
 
 SYSTEM_PROMPT = "You detect objects."
@@ -15,6 +16,22 @@ USER_PROMPTS: Mapping[str, str] = {
 Coordinate tokens are named by their form only: a repetition penalty counts the prompt's tokens too and must not fall
 on real coordinates.
 """
+
+
+class Prompt(NamedTuple):
+    """The two texts of a chat. An empty `system` leaves the system turn out."""
+
+    system: str
+    user: str
+
+
+def prompt_of(config: Config) -> Prompt:
+    """What a configuration asks with, the built-in texts where it does not say."""
+    system, user, custom = config.template.system, config.custom.user_prompt, config.custom
+    return Prompt(
+        system=SYSTEM_PROMPT if system is None else system,
+        user=USER_PROMPTS[custom.object_ordering] if user is None else user,
+    )
 
 
 def chat_text(tokenizer: Any, system: str, user_prompt: str) -> str:

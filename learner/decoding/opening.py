@@ -30,7 +30,7 @@ from shared.config.section import pick
 from shared.families.facts import FamilyFacts
 from shared.weight_wire import SyncMode
 from shared.weights_root import weights_root
-from shared.wire import RepeatTerminate, Sampling, ServerInfo
+from shared.wire import Sampling, ServerInfo
 
 LOG = logging.getLogger(__name__)
 
@@ -79,14 +79,13 @@ async def open_decoding(
 
 def sampling_of(rollout: RolloutMatchingSection, vocabulary: CoordinateVocabulary, facts: FamilyFacts) -> Sampling:
     """How servers decode; placeholders of images and videos can never be sampled."""
-    repeat = rollout.repeat_terminate
     placeholders = [vocabulary.tokenizer.token_to_id(text) for text in facts.placeholders]
     return pick(
         Sampling,
         rollout,
         stop_token_ids=tuple(sorted(vocabulary.stop_ids)),
         banned_token_ids=tuple(id for id in placeholders if id is not None),
-        repeat_terminate=pick(RepeatTerminate, repeat) if repeat.enabled else None,
+        repeat_terminate=rollout.repeat_terminate.rule,
     )
 
 

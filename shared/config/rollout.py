@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from shared.config.paths import UserPath
-from shared.config.section import Section
+from shared.config.section import Section, pick
 from shared.weight_wire import Transport
-from shared.wire import MAX_COUNT, Count, RepetitionPenalty, Temperature, TopP
+from shared.wire import MAX_COUNT, Count, RepeatTerminate, RepetitionPenalty, Temperature, TopP
 
 
 class RepeatTerminateSection(Section):
@@ -19,6 +19,11 @@ class RepeatTerminateSection(Section):
     ngram_size: Count = Field(default=0, description="length of the phrase that is watched")
     ngram_repeats: Count = Field(default=0, description="times the phrase may stand in a row")
     max_object_keys: Count = Field(default=0, description="objects in one answer")
+
+    @property
+    def rule(self) -> RepeatTerminate | None:
+        """As servers are told it; None = leave looping answers alone."""
+        return pick(RepeatTerminate, self) if self.enabled else None
 
 
 class SyncSection(Section):

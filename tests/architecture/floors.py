@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("weight_wire",),
         ("checkpoint_facts", "config", "framing", "health", "safetensors_header"),
-        ("preflight", "probe", "weights_root"),
+        ("checkpoint_usage", "preflight", "probe", "weights_root"),
     ),
     "rollout_server": (
         ("refusal", "settings"),

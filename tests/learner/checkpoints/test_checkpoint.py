@@ -28,6 +28,8 @@ from learner.reporting.step_report import StepRecord
 from learner.reporting.tallies import Tallies
 from learner.training.learner import Learner
 from learner.training.optim import StepOptimizer
+from shared.checkpoint_facts import USAGE_FILE
+from shared.checkpoint_usage import CheckpointUsage, read_usage, save_usage
 from shared.config.stage2 import GuardSection, RewardSection, Stage2Section
 from shared.config.training import TrainingSection
 from shared.errors import DataError
@@ -41,7 +43,7 @@ NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), 
 class Trained:
     """A learner with its checkpoints, for `NUM_STEPS` steps on one made-up record after another."""
 
-    def __init__(self, bench: Any, folder: Path, **keys: Any) -> None:
+    def __init__(self, bench: Any, folder: Path, usage: CheckpointUsage | None = None, **keys: Any) -> None:
         training = TrainingSection(
             output_dir=folder, learning_rate=1e-3, optim="muon", lr_scheduler_type="linear", **keys
         )
@@ -50,7 +52,7 @@ class Trained:
         self.learner = Learner(bench.loaded, self.optimizer, pad_token_id=bench.tokenizer.pad_token_id)
         self.guard, self.averages = Guard(GuardSection(window=2)), RewardAverages(RewardSection())
         self.followed = Followed(self.guard, self.averages, answer_weight=42.0)
-        self.checkpoints = Checkpoints(bench.loaded, self.optimizer, self.followed, training, "digest")
+        self.checkpoints = Checkpoints(bench.loaded, self.optimizer, self.followed, training, "digest", usage=usage)
         self.progress = Progress(num_steps=NUM_STEPS)
 
     def train(self, steps: int, pack_of: Any, totals_of: Any) -> list[float]:
@@ -308,6 +310,25 @@ def test_checkpoints_are_written_when_the_strategy_says_so(
             written.append(step)
             trained.checkpoints.save(progress)
     assert written == steps
+
+
+def test_a_checkpoint_says_how_it_is_asked_and_stays_whole_when_that_is_corrected(
+    workbench: Any, tmp_path: Path
+) -> None:
+    usage = CheckpointUsage(
+        system="", user_prompt="Detect.", object_ordering="random", min_pixels=None, max_pixels=9,
+        stop_tokens=("<|im_end|>",), max_model_len=99, max_new_tokens=9,
+    )  # fmt: skip
+    save_usage(usage.model_copy(update={"user_prompt": "as the base was asked"}), workbench.loaded.folder)
+    try:
+        assert not (Trained(workbench, tmp_path / "silent").checkpoints.save(Progress(1)) / USAGE_FILE).exists()
+        trained = Trained(workbench, tmp_path, usage=usage)
+        folder = trained.checkpoints.save(trained.progress)
+        assert read_usage(folder) == usage
+        save_usage(usage.model_copy(update={"user_prompt": "Detect all objects."}), folder)
+        assert USAGE_FILE not in read_state(folder).files
+    finally:
+        (workbench.loaded.folder / USAGE_FILE).unlink()
 
 
 def test_state_is_readable_json(trained: Trained) -> None:

@@ -23,6 +23,7 @@ from learner.types import RolloutRequest
 from rollout_server.engines.base import EngineAnswer, EngineRequest
 from rollout_server.engines.table import build_engine
 from rollout_server.settings import ServerSettings, limits_for
+from shared.checkpoint_facts import ABOUT_THESE_WEIGHTS
 from shared.config.stage2 import GuardSection, RewardSection
 from shared.config.training import TrainingSection, TunerSection
 from shared.wire import Sampling
@@ -146,6 +147,16 @@ async def test_vllm_loads_an_export_of_dora_and_answers_as_the_live_model_does(
         await engine.close()
     assert all(isinstance(answer, EngineAnswer) for answer in found.values()), found
     assert {uid: answer.token_ids for uid, answer in found.items()} == expected
+
+
+def test_what_is_said_of_the_weights_goes_with_them(
+    saved: Callable[..., tuple[LoadedModel, Path]], tmp_path: Path
+) -> None:
+    _, folder = saved(TUNERS["full"])
+    for name in ABOUT_THESE_WEIGHTS:
+        (folder / name).write_text(name)
+    export(folder, tmp_path / "out")
+    assert [(tmp_path / "out" / name).read_text() for name in ABOUT_THESE_WEIGHTS] == list(ABOUT_THESE_WEIGHTS)
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
