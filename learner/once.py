@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import orjson
 from anyio import to_thread
 
-from learner.checkpoints.operating_point import SavedPoint, read_point, save_point
+from learner.checkpoints.operating_point import SavedPoint, save_point, told_point
 from learner.checkpoints.start import start_of
-from learner.detection.operating_point import PLAIN, OperatingPoint, stop_decision
+from learner.detection.operating_point import PLAIN, stop_decision
 from learner.evaluation.calibration import calibrate
 from learner.evaluation.tables import calibration_table, print_scores, print_whole, reading_of, write_scores
 from shared.errors import ConfigError
@@ -29,23 +29,11 @@ CURVE_FILE = "curve.json"
 
 async def score(run: Run, config: Config, folder: Path, console: Console, *, is_plain: bool) -> None:
     """Score the checkpoint at its operating point, if it has one and `is_plain` does not leave it unused."""
-    scores = await run.evaluation.run(run.progress, PLAIN if is_plain else point_of(config, console))
+    start = start_of(config.model.model, config.tuner, config.training)
+    point = PLAIN if is_plain else told_point(start.checkpoint, console)
+    scores = await run.evaluation.run(run.progress, point)
     print_scores(scores, console)
     write_scores(scores, folder / SCORES_FILE)
-
-
-def point_of(config: Config, console: Console) -> OperatingPoint:
-    """The operating point of the weights that a run starts from, told; a plain one where there is none."""
-    checkpoint = checkpoint_of(config)
-    saved = read_point(checkpoint) if checkpoint is not None else None
-    if saved is None:
-        return PLAIN
-    console.print(
-        f"at the operating point of {checkpoint}: stop bias {saved.stop_bias:g}, scores from {saved.score_threshold:g} "
-        "(--plain leaves it unused)",
-        markup=False,
-    )
-    return saved.point
 
 
 async def calibrate_checkpoint(run: Run, config: Config, folder: Path, console: Console, *, metric: str) -> None:
@@ -53,7 +41,7 @@ async def calibrate_checkpoint(run: Run, config: Config, folder: Path, console: 
 
     Raises ConfigError for what cannot be calibrated.
     """
-    checkpoint = checkpoint_of(config)
+    checkpoint = start_of(config.model.model, config.tuner, config.training).checkpoint
     if checkpoint is None:
         raise ConfigError(f"model.model {config.model.model} is no folder here, where the point is kept; name one")
     if (penalty := config.rollout.repetition_penalty) != 1:
@@ -62,14 +50,14 @@ async def calibrate_checkpoint(run: Run, config: Config, folder: Path, console: 
             "to 1 to calibrate, and to decode at what was found"
         )
     validation, recall = run.evaluation.validation, config.stage2.reward.annotation_recall
-    decision = stop_decision(validation.vocabulary, MAX_STOP_BIAS)
-    limits = validation.decoding.sampling.repeat_terminate or RepeatTerminate()
+    decision = stop_decision(validation.asking.vocabulary, MAX_STOP_BIAS)
+    limits = validation.asking.sampling.repeat_terminate or RepeatTerminate()
     most = limits.max_object_keys or 8 + 2 * max(len(record.objects) for record in validation.records)
     capped = limits.model_copy(update={"max_object_keys": most})
     answers = [
         answer
         async for answer in validation.answers(run.progress.step, stop_decision=decision, repeat_terminate=capped)
-        if not answer.is_lost
+        if not answer.lost
     ]
     if not any(answer.stop_margins for answer in answers):
         raise ConfigError("no server told how near an answer was to its end; use rollout_backend hf or vllm")
@@ -88,10 +76,3 @@ async def calibrate_checkpoint(run: Run, config: Config, folder: Path, console: 
     for line in reading_of(found):
         console.print(line, style="yellow" if line.startswith("warning") else None, markup=False)
     console.print(f"{save_point(saved, checkpoint)}: written; `boxloop eval` decodes at it", markup=False)
-
-
-def checkpoint_of(config: Config) -> Path | None:
-    """The folder of the weights that a run starts from; None of a model that has none here."""
-    start = start_of(config.model.model, config.tuner, config.training)
-    source = start.resumed or start.adapters or Path(start.model)
-    return source if source.is_dir() else None

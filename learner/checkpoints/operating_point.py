@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
 
-from learner.detection.operating_point import OperatingPoint
+from learner.detection.operating_point import PLAIN, OperatingPoint
 from shared.checkpoint_facts import OPERATING_POINT_FILE
 from shared.errors import DataError
 from shared.whole_file import write_whole
@@ -50,3 +51,16 @@ def read_point(checkpoint: Path) -> SavedPoint | None:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors())
         raise DataError(f"{file} is no operating point ({wrong}); delete it, or run `boxloop calibrate`") from error
+
+
+def told_point(checkpoint: Path | None, console: Console) -> OperatingPoint:
+    """A checkpoint's operating point, which the user is told of; the plain one where there is none."""
+    saved = read_point(checkpoint) if checkpoint is not None else None
+    if saved is None:
+        return PLAIN
+    console.print(
+        f"at the operating point of {checkpoint}: stop bias {saved.stop_bias:g}, scores from {saved.score_threshold:g} "
+        "(--plain leaves it unused)",
+        markup=False,
+    )
+    return saved.point

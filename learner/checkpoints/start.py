@@ -22,6 +22,12 @@ class Start:
     resumed: Path | None
     answer_weight: float | None = None
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of the weights; None of a model that has none here."""
+        source = self.resumed or self.adapters or Path(self.model)
+        return source if source.is_dir() else None
+
 
 def start_of(model: str, tuner: TunerSection, training: TrainingSection) -> Start:
     """Read `model.model` and `training.resume_from_checkpoint`, each of which may be a folder of adapters.

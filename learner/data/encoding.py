@@ -1,7 +1,9 @@
 """From a record to the ids of its prompt: the learner owns the token space (docs/data.md)."""
 
-import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import anyio
@@ -14,10 +16,17 @@ from learner.types import EncodedRecord, Grid, LostRecord
 from shared.errors import DataError
 from shared.streams import task_group
 
-LOG = logging.getLogger(__name__)
-
 MOST_ENCODED = 32
 """Encoded records that wait for their turn: enough for every worker, few enough to hold their images."""
+
+
+@dataclass
+class _Encoding:
+    """A record that is being encoded, and the result once that is `done`."""
+
+    record: Record
+    done: anyio.Event = field(default_factory=anyio.Event)
+    result: EncodedRecord | LostRecord | None = None
 
 
 class Encoder:
@@ -61,32 +70,41 @@ class Encoder:
             )
 
     async def encode(self, record: Record) -> EncodedRecord | LostRecord:
-        """Encode a record in a worker thread. One that cannot be is lost, or raises DataError, as was asked for."""
+        """Encode a record in a worker thread. One that cannot be is lost, or raises DataError, as was asked for.
+
+        Whoever takes it tells what was lost.
+        """
         try:
             return await to_thread.run_sync(self.encode_now, record, limiter=self._limiter)
         except DataError as error:
             if self._on_bad_record == "error":
                 raise
-            LOG.warning("lost %s", error)
             return LostRecord(record, str(error))
 
-    async def encode_in_order(self, records: Sequence[Record]) -> AsyncGenerator[EncodedRecord | LostRecord, None]:
-        """Encode records side by side; each is handed on in its turn once it is done, however slow the taker is."""
-        encoded: dict[int, EncodedRecord | LostRecord] = {}
-        done = [anyio.Event() for _ in records]
+    async def encode_in_order(self, records: Iterable[Record]) -> AsyncGenerator[EncodedRecord | LostRecord, None]:
+        """Encode records side by side; each is handed on in its turn once it is done, however slow the taker is.
 
-        async def encode(place: int) -> None:
-            encoded[place] = await self.encode(records[place])
-            done[place].set()
-
+        Of `records` no more are taken ahead than MOST_ENCODED.
+        """
+        coming, under_way = iter(records), deque[_Encoding]()
         async with task_group() as tasks:
-            for place in range(min(MOST_ENCODED, len(records))):
-                tasks.start_soon(encode, place)
-            for place in range(len(records)):
-                await done[place].wait()
-                yield encoded.pop(place)
-                if place + MOST_ENCODED < len(records):
-                    tasks.start_soon(encode, place + MOST_ENCODED)
+
+            def start(records: Iterable[Record]) -> None:
+                for record in records:
+                    under_way.append(_Encoding(record))
+                    tasks.start_soon(self._finish, under_way[-1])
+
+            start(islice(coming, MOST_ENCODED))
+            while under_way:
+                encoding = under_way.popleft()
+                await encoding.done.wait()
+                assert encoding.result is not None
+                yield encoding.result
+                start(islice(coming, 1))
+
+    async def _finish(self, encoding: "_Encoding") -> None:
+        encoding.result = await self.encode(encoding.record)
+        encoding.done.set()
 
     def encode_now(self, record: Record) -> EncodedRecord:
         """Encode a record in this thread. Raises DataError when its line or its image cannot be used."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -25,7 +26,7 @@ from learner.weight_sync.publisher import Compute, Snapshots, WeightPublisher
 from learner.weight_sync.snapshot import full_weights, merged_weights
 from learner.weight_sync.table import OUTLETS
 from shared.config.models import Config
-from shared.config.rollout import RolloutMatchingSection
+from shared.config.rollout import RolloutMatchingSection, ServerSection
 from shared.config.section import pick
 from shared.families.facts import FamilyFacts
 from shared.weight_wire import SyncMode
@@ -46,6 +47,29 @@ class Decoding:
     account: RunAccount
 
 
+@dataclass(frozen=True)
+class MetServers:
+    """Servers that have said what they are, and the ways to bring weights to them, in one order."""
+
+    servers: Sequence[RolloutServer]
+    infos: Sequence[ServerInfo]
+    channels: Sequence[WeightChannel]
+
+
+@asynccontextmanager
+async def open_servers(section: ServerSection, folder: Path) -> AsyncIterator[MetServers]:
+    """Meet the servers that the configuration names, which serve the checkpoint in `folder`.
+
+    Raises ServerNeverReady for one that cannot be reached, ConfigError for one of another checkpoint.
+    """
+    async with server_clients(section) as clients:
+        servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
+        infos = await introduce(servers, section.timeout_s)
+        for server, info in zip(servers, infos, strict=True):
+            check_server(info, server.name, folder)
+        yield MetServers(servers, infos, [WeightChannel(client, section.timeout_s) for client in clients])
+
+
 @asynccontextmanager
 async def open_decoding(
     config: Config,
@@ -55,21 +79,12 @@ async def open_decoding(
     training: Training,
     console: Console,
 ) -> AsyncIterator[Decoding]:
-    """Meet the servers that the configuration names, none in a run that decodes nothing.
-
-    Raises ServerNeverReady for one that cannot be reached, ConfigError for one of another checkpoint.
-    """
-    section = config.rollout.vllm.server
-    async with server_clients(section) as clients:
-        servers = [RolloutServer(client, section.stall_timeout_s, section.infer_timeout_s) for client in clients]
-        infos = await introduce(servers, section.timeout_s)
-        for server, info in zip(servers, infos, strict=True):
-            check_server(info, server.name, training.loaded.folder)
-        channels = [WeightChannel(client, section.timeout_s) for client in clients]
-        with closing(publisher_of(config, channels, training.loaded, training.lane)) as weights:
+    """Meet the servers of a run, none in one that decodes nothing. Raises as `open_servers`."""
+    async with open_servers(config.rollout.vllm.server, training.loaded.folder) as met:
+        with closing(publisher_of(config, met.channels, training.loaded, training.lane)) as weights:
             sampling = sampling_of(config.rollout, data.vocabulary, training.loaded.family.facts)
-            pool = pool_of(config, servers, sampling, infos, weights.resend)
-            run_account = RunAccount(training.account, [server.account for server in servers])
+            pool = pool_of(config, met.servers, sampling, met.infos, weights.resend)
+            run_account = RunAccount(training.account, [server.account for server in met.servers])
             rules = rules_of(config, num_steps, sampling)
             if config.decodes:
                 console.print(rules.describe(config.pattern))
@@ -124,11 +139,12 @@ def pool_of(
     servers: Sequence[RolloutServer],
     sampling: Sampling,
     infos: Sequence[ServerInfo],
-    restore: Restore,
+    restore: Restore | None,
 ) -> RolloutPool:
-    """The servers of the run, each asked for what `infos` say that it decodes at once; `restore` brings lost ones back.
+    """The servers of the run, each asked for what `infos` say that it decodes at once.
 
-    Repeatable runs send fixed batches, one at a time to each server.
+    `restore` brings lost ones back, None takes them as they are. Repeatable runs send fixed batches, one at a time to
+    each server.
     """
     rollout = config.rollout
     per_request, in_flight = rollout.rollout_infer_batch_size, config.stage2.channel_b.rollout_decode_batch_size

@@ -25,6 +25,10 @@ class OperatingPoint:
     stop_bias: float = 0.0
     score_threshold: float = 0.0
 
+    def decision(self, vocabulary: CoordinateVocabulary) -> StopDecision | None:
+        """What a rollout server is told of it, None where there is nothing to tell."""
+        return stop_decision(vocabulary, self.stop_bias) if self.stop_bias else None
+
     def filter(self, parsed: ParsedRollout, scores: Sequence[float]) -> tuple[ParsedRollout, tuple[float, ...]]:
         """The answer without the predictions that score too low, and the scores of those that stay."""
         kept = [place for place, score in enumerate(scores) if score >= self.score_threshold]

@@ -7,7 +7,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from learner.detection.matching import MatchingConfig
-from learner.detection.operating_point import PLAIN, OperatingPoint, stop_decision
+from learner.detection.operating_point import PLAIN, OperatingPoint
 from learner.evaluation.answers import ScoredAnswer, Validation
 from learner.evaluation.scoring import Scores, Scoring
 from learner.plan.progress import Progress
@@ -47,10 +47,10 @@ class Evaluation:
         """Evaluate once, at an operating point; writes one `eval_*` record and the pictures."""
         validation, scoring = self.validation, Scoring(self._matching)
         drawn = {record.record_id for record in validation.records[: self._plan.num_pictures]}
-        decision = stop_decision(validation.vocabulary, point.stop_bias) if point.stop_bias else None
+        decision = point.decision(validation.asking.vocabulary)
         async with aclosing(validation.answers(progress.step, stop_decision=decision)) as answers:
             async for answer in answers:
-                if answer.is_lost:
+                if answer.lost:
                     scoring.lose(answer.record)
                     continue
                 sample = _count(scoring, answer, point)

@@ -7,7 +7,7 @@ from rich.console import Console
 from learner.data.opening import Data
 from learner.decoding.opening import Decoding
 from learner.detection.matching import MatchingConfig
-from learner.evaluation.answers import Validation
+from learner.evaluation.answers import Asking, Validation
 from learner.evaluation.evaluate import Evaluation, EvaluationPlan
 from learner.plan.planner import Planner
 from learner.reporting.sinks import Sinks
@@ -33,5 +33,6 @@ def open_evaluation(
         num_pictures=NUM_EVAL_PICTURES,
         pictures=pictures,
     )
-    validation = Validation(data.validation, data.encoder, data.vocabulary, decoding, console)
+    asking = Asking(data.encoder, data.vocabulary, decoding.pool, decoding.sampling)
+    validation = Validation(data.validation, asking, decoding.decoder, console)
     return Evaluation(plan, validation, pick(MatchingConfig, config.rollout), sinks)

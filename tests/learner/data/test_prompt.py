@@ -1,5 +1,7 @@
 """The prompt in ids: built once, expanded by the image's grid."""
 
+from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from learner.data.encoding import Encoder
+from learner.data.encoding import MOST_ENCODED, Encoder
 from learner.data.images import ImageReader
 from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS
 from learner.detection.record import Record
@@ -112,3 +114,21 @@ def test_each_ordering_of_objects_has_a_prompt_of_its_own() -> None:
     assert USER_PROMPTS.keys() == {"sorted", "random"}
     assert "top to bottom" in USER_PROMPTS["sorted"]
     assert "top to bottom" not in USER_PROMPTS["random"]
+
+
+async def test_records_are_taken_as_there_is_room_for_them_and_handed_on_in_order(
+    tokenizer: Any, reader: ImageReader, tmp_path: Path
+) -> None:
+    taken = 0
+
+    def many() -> Iterator[Record]:
+        nonlocal taken
+        for width in range(64, 64 + 4 * MOST_ENCODED):
+            taken += 1
+            yield record_at(tmp_path, width)
+
+    encoded = Encoder(tokenizer, reader, num_workers=4).encode_in_order(many())
+    async with aclosing(encoded):
+        for place in range(2 * MOST_ENCODED):
+            assert (await anext(encoded)).record.width == 64 + place
+            assert taken == place + MOST_ENCODED
