@@ -12,7 +12,9 @@ from learner.checkpoints.operating_point import SavedPoint, save_point, told_poi
 from learner.checkpoints.start import start_of
 from learner.detection.operating_point import PLAIN, stop_decision
 from learner.evaluation.calibration import calibrate
-from learner.evaluation.tables import calibration_table, print_scores, print_whole, reading_of, write_scores
+from learner.evaluation.coco_results import write_results
+from learner.evaluation.tables import calibration_table, print_scores, reading_of, write_scores
+from learner.reporting.console_tables import print_whole
 from shared.errors import ConfigError
 from shared.wire import MAX_STOP_BIAS, RepeatTerminate
 
@@ -34,6 +36,9 @@ async def score(run: Run, config: Config, folder: Path, console: Console, *, is_
     scores = await run.evaluation.run(run.progress, point)
     print_scores(scores, console)
     write_scores(scores, folder / SCORES_FILE)
+    assert config.custom.val_jsonl is not None, "what is evaluated has records to decode"
+    await to_thread.run_sync(write_results, scores.images, folder, config.custom.val_jsonl.parent)
+    console.print(f"{folder}: scores.json, predictions.json (COCO results, with images.json), pictures", markup=False)
 
 
 async def calibrate_checkpoint(run: Run, config: Config, folder: Path, console: Console, *, metric: str) -> None:

@@ -28,12 +28,16 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation: `eval_*` metrics (docs/metrics.md), and the descs of the ground truth, most objects first."""
+    """One evaluation: `eval_*` metrics (docs/metrics.md), and the descs of the ground truth, most objects first.
+
+    `images` are what it was taken of.
+    """
 
     step: int
     num_images: int
     metrics: Mapping[str, float]
     classes: tuple[ClassScores, ...]
+    images: tuple[ScoredImage, ...] = ()
 
 
 class Scoring:
@@ -75,6 +79,7 @@ class Scoring:
             num_images=len(images),
             metrics=self._tallies.reduced() | coco_metrics(coco, agnostic),
             classes=tuple(self._classes(coco)),
+            images=tuple(images),
         )
 
     def _classes(self, coco: Precision | None) -> list[ClassScores]:

@@ -10,13 +10,12 @@ from rich.table import Table
 
 from learner.evaluation.calibration import Calibration
 from learner.evaluation.scoring import ClassScores, Scores
+from learner.reporting.console_tables import print_rows, print_whole
 from shared.extras import cure_for, is_installed
 
 NUM_CLASSES_SHOWN = 20
 CLEARLY_INCOMPLETE = 0.9
 """A smaller share of the surest objects annotated asks for a word."""
-WIDEST = 1000
-"""Characters of a line where no terminal bounds it."""
 HEADLINES = {
     "F1, equal desc, mean over IoU 0.50:0.95": "eval_rollout_f1_desc_iou50_95",
     "F1, equal desc": "eval_rollout_f1_desc_iou50",
@@ -34,27 +33,20 @@ HEADLINES = {
     "truncated answers": "eval_rollout_parse_truncated_rate",
 }
 """What is shown, and the metrics it is; IoU is at least 0.5 unless it is said."""
+CLASS_COLUMNS = (
+    *("desc", "gt_objects", "f1", "ap", "precision", "recall"),
+    *("ap50", "ar100", "pred_objects", "matched"),
+)
+"""Of each desc, the most telling first: a narrow terminal leaves the last ones out."""
 
 
 def print_scores(scores: Scores, console: Console) -> None:
     """Print the scores of the whole set and of its most frequent descs."""
-    for table in (summary_table(scores), class_table(scores)):
-        print_whole(table, console)
+    print_whole(summary_table(scores), console)
+    print_classes(scores, console)
     if not is_installed("faster_coco_eval"):
         message = f"COCO AP is left out: faster-coco-eval is not installed; {cure_for('faster_coco_eval')}"
         console.print(message, markup=False)
-
-
-def print_whole(table: Table, console: Console) -> None:
-    """Print a table; where no terminal says how wide a line may be, it is as wide as it needs to be."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    wide = console.options.update(width=WIDEST)
-    before = console.width
-    console.width = max(before, console.measure(table, options=wide).maximum)
-    console.print(table)
-    console.width = before
 
 
 def write_scores(scores: Scores, path: Path) -> None:
@@ -91,16 +83,15 @@ def summary_table(scores: Scores) -> Table:
     return table
 
 
-def class_table(scores: Scores) -> Table:
+def print_classes(scores: Scores, console: Console) -> None:
+    """A row for each of the most frequent descs."""
     shown = scores.classes[:NUM_CLASSES_SHOWN]
     left = len(scores.classes) - len(shown)
-    table = Table(title="By desc, IoU 0.5", caption=f"and {left} descs with fewer objects" if left else None)
-    rows = [class_numbers(each) for each in shown]
-    for name in rows[0] if rows else ():
-        table.add_column(name.replace("_", " "), justify="left" if name == "desc" else "right")
-    for row in rows:
-        table.add_row(*map(_shown, row.values()))
-    return table
+    numbers = [class_numbers(each) for each in shown]
+    rows = [{name.replace("_", " "): _shown(each[name]) for name in CLASS_COLUMNS if name in each} for each in numbers]
+    print_rows(
+        rows, console, title="By desc, IoU 0.5", caption=f"and {left} descs with fewer objects" if left else None
+    )
 
 
 def calibration_table(found: Calibration) -> Table:
