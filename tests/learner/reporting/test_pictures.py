@@ -11,6 +11,7 @@ from learner.detection.matching import match_objects
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject, Record
 from learner.reporting.fonts.choice import drawable, font_for
+from learner.reporting.outlines import resized
 from learner.reporting.pictures import (
     PANEL_PX,
     VERDICT_COLOURS,
@@ -18,7 +19,6 @@ from learner.reporting.pictures import (
     answer_outlines,
     caption,
     draw,
-    enlarged,
     truth_outlines,
 )
 
@@ -90,7 +90,7 @@ def test_a_right_place_under_another_name_is_not_drawn_as_right(sample: PictureS
 
 @pytest.mark.parametrize("size", [(16, 12), (4000, 1000), (3, 900)])
 def test_panels_are_of_one_size_whatever_the_image(size: tuple[int, int]) -> None:
-    assert max(enlarged(Image.new("RGB", size)).size) == PANEL_PX
+    assert max(resized(Image.new("RGB", size), PANEL_PX).size) == PANEL_PX
 
 
 def test_an_empty_answer_to_an_empty_image_is_drawn(sample: PictureSample) -> None:
