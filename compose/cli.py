@@ -175,6 +175,29 @@ def calibrate(
 
 
 @app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(parser=user_path, metavar="IMAGE|DIR|JSONL", help="What to predict for.")],
+    model: Annotated[str, typer.Option(metavar="CHECKPOINT", help="Folder of a checkpoint, or a hub id.")],
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="FOLDER", help="New folder; else predictions, -2, …")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Decoding engine: hf or vllm.")] = "hf",
+    classes: Annotated[str, typer.Option(metavar="A,B,C", help="Keep only objects of these names.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="Leave the checkpoint's operating point unused.")] = False,
+    server_gpus: ServerGpus = None,
+) -> None:
+    """Pictures with boxes, names and scores drawn, and COCO results. Needs no configuration.
+
+    Exit code 1 when a picture failed; the others are there.
+    """
+    from compose.predict import Wish, run_predict
+
+    gpus = _gpus(server_gpus or "")
+    wish = Wish(source, model, out, engine, classes, is_plain=plain, server_gpus=gpus)
+    raise typer.Exit(run_predict(wish, Console(stderr=True)))
+
+
+@app.command()
 def report(run_dir: Annotated[Path, typer.Argument(parser=user_path, help="Run directory.")]) -> None:
     """Write one self-contained HTML page about a run."""
     _become("learner.reporting.report", str(run_dir))

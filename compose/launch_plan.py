@@ -66,6 +66,8 @@ class Work:
     module: str = "learner"
     arguments: tuple[str, ...] = ()
     resolved_name: str = "config.resolved.yaml"
+    learns: bool = True
+    """whether it holds the model, to move it or to send it to the servers"""
 
     @property
     def trains(self) -> bool:

@@ -22,10 +22,12 @@ MASTER_BYTES = 4
 GIB = 2**30
 
 
-def machine_findings(config: Config, launch: Launch, size: ModelSize | None, machine: Machine) -> Iterator[Finding]:
-    """All checks of the machine, in the order in which they are told."""
+def machine_findings(
+    config: Config, launch: Launch, size: ModelSize | None, machine: Machine, *, learns: bool = True
+) -> Iterator[Finding]:
+    """All checks of the machine, in the order in which they are told; those of a learner's model if it `learns`."""
     yield from _gpus(config, launch, size, machine)
-    if size is not None:
+    if size is not None and learns:
         yield from _memory(config, launch, size, machine)
         yield from _shared_memory(config, launch, size, machine)
         yield from _disk(config, size, machine)

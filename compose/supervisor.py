@@ -55,7 +55,7 @@ def run_supervised(
     console = console or Console(stderr=True)
     plan = plan_launch(launch, work, program)
     if work is not None:
-        check_launch(plan, console)
+        check_launch(plan, work, console)
     try:
         with _signals_raised(), ExitStack() as stack:
             if work is not None and work.trains:

@@ -10,13 +10,11 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import orjson
-
 from rollout_server.engines.prompt_rules import read_rules
 from rollout_server.engines.vllm.environment import check_version
 from rollout_server.settings import limits_for
 from shared.access import TOKEN_VARIABLE, check_token, read_token
-from shared.checkpoint_facts import base_model
+from shared.checkpoint_facts import base_model, num_positions
 from shared.config.models import Config
 from shared.errors import ConfigError
 from shared.findings import Finding, checked, failed, passed, warned
@@ -50,8 +48,7 @@ def served_model(config: Config, model: Path) -> str:
     """Whether the checkpoint is of a known family, with positions for the longest prompt and answer."""
     length = config.max_model_len
     read_rules(str(model), limits_for(length, config.rollout.vllm.max_num_seqs))
-    text = orjson.loads((model / "config.json").read_bytes()).get("text_config", {})
-    positions = text.get("max_position_embeddings")
+    positions = num_positions(model)
     if positions is not None and length > positions:
         raise ConfigError(
             f"vllm.max_model_len (or global_max_length) is {length}, but {model} has {positions} positions; lower it"

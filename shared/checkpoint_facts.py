@@ -131,6 +131,16 @@ def image_processor_of(folder: str | Path) -> dict[str, Any]:
     return found
 
 
+def num_positions(folder: str | Path) -> int | None:
+    """Tokens that a checkpoint has positions for, by its config.json; None where that does not say."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_bytes())
+        found = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
 def chat_template_of(folder: str | Path) -> str | None:
     """The chat template of a processor's own file, None without one."""
     try:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import StubImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from shared.errors import BoxloopError, DataError
@@ -70,6 +71,15 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with path.open("rb") as file, _as_bad_image(), Image.open(file) as opened:
         return _seen_size(opened, file)
+
+
+def holds_image(path: Path) -> bool:
+    """Whether a file begins as one of a format that can be read here."""
+    try:
+        with path.open("rb") as file, _as_bad_image(), Image.open(file) as opened:
+            return not isinstance(opened, StubImageFile)  # of a format that Pillow knows by its name alone
+    except (OSError, BadImage):
+        return False
 
 
 def open_image(

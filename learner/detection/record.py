@@ -110,9 +110,24 @@ def good_lines(
     on_bad_record: Literal["error", "skip"],
     counts: ReadCounts,
 ) -> Iterator[GoodLine[T]]:
-    """What `check`, of `Rules`, makes of the lines of a file.
+    """What `check`, of `Rules`, makes of the lines of a file. Errors as for `read_records`."""
+    for checked in checked_lines(path, check, counts):
+        if isinstance(checked, GoodLine):
+            counts.records += 1
+            yield checked
+        elif on_bad_record == "error":
+            raise checked
+        else:
+            logger.warning("skipped %s", checked)
+            counts.skipped.append(checked)
 
-    Errors as for `read_records`, and DataError for a file that is not made of JSON lines.
+
+def checked_lines(
+    path: str | Path, check: Callable[[bytes, Path, Changes], T], changes: Changes
+) -> Iterator[GoodLine[T] | RecordError]:
+    """Every line of a file, or the rule of `check` that it breaks; blank ones are passed over.
+
+    Raises DataError for a file that is not made of JSON lines.
     """
     folder = Path(path).parent
     with open(path, "rb") as lines:
@@ -122,16 +137,11 @@ def good_lines(
             if not line.strip():
                 continue
             try:
-                content = check(line, folder, counts)
+                content = check(line, folder, changes)
             except BrokenRule as broken:
-                error = RecordError(path, number, broken.object_index, broken.reason)
-                if on_bad_record == "error":
-                    raise error from None
-                logger.warning("skipped %s", error)
-                counts.skipped.append(error)
-                continue
-            counts.records += 1
-            yield GoodLine(number, start, len(line), content)
+                yield RecordError(path, number, broken.object_index, broken.reason)
+            else:
+                yield GoodLine(number, start, len(line), content)
 
 
 def read_record(line: bytes, path: str | Path, number: int, rules: Rules) -> Record:

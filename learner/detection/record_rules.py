@@ -74,12 +74,14 @@ class Rules:
 
     `special_texts` are a tokenizer's special tokens, which no desc may hold. `check_images` opens each image's header.
     `polygons`: "error" refuses them, "as_bbox" takes their bounding boxes, "keep" leaves them as they are.
+    Without `reads_objects` a line needs none, and those that it has are not looked at.
     """
 
     coordinate_space: CoordinateSpace = "px"
     special_texts: frozenset[str] = field(default=frozenset(), repr=False)
     check_images: bool = True
     polygons: Polygons = "keep"
+    reads_objects: bool = True
 
     def check(self, line: bytes, folder: Path, changes: Changes) -> CheckedRecord:
         """Check a line of a file in `folder`; what had to be changed is counted in `changes`. Raises BrokenRule."""
@@ -115,7 +117,7 @@ class Rules:
         return raw, image, width, height
 
     def _objects(self, raw: dict[str, Any], width: int, height: int, changes: Changes) -> list[CheckedObject]:
-        entries = raw.get("objects")
+        entries = raw.get("objects") if self.reads_objects else []
         if not isinstance(entries, list):
             raise BrokenRule(f"objects must be a list, got {_shown(entries)}")
         objects: list[CheckedObject] = []

@@ -7,12 +7,14 @@ The second is a COCO data set, so that `COCO("images.json").loadRes("predictions
 """
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import numpy as np
 import orjson
 
 from learner.detection.geometry import bounding_box, px_of_bins
@@ -72,7 +74,7 @@ class ResultFiles:
             )
         entry = {
             "id": image_id,
-            "file_name": os.path.relpath(record.images[0], self._root),
+            "file_name": _utf8(os.path.relpath(record.images[0], self._root)),
             "width": record.width,
             "height": record.height,
             "record_id": record.record_id,
@@ -119,8 +121,17 @@ def write_results(images: Sequence[ScoredImage], folder: Path, root: Path) -> No
 def image_ids(records: Sequence[Record]) -> list[int]:
     """The ids of images: `metadata.image_id` where every record has one of its own, else the records' line numbers."""
     own = [own_image_id(record) for record in records]
-    found = [each for each in own if each is not None]
-    return found if len(set(found)) == len(records) else [line_number(record) for record in records]
+    return [each for each in own if each is not None] if has_own_ids(own) else [line_number(each) for each in records]
+
+
+def has_own_ids(ids: Iterable[int | None]) -> bool:
+    """Whether every record says an id that no other says; takes 8 bytes for each."""
+    kept = array("q")
+    for each in ids:
+        if each is None:
+            return False
+        kept.append(each)
+    return len(np.unique(np.frombuffer(kept, np.int64))) == len(kept)
 
 
 def own_image_id(record: Record) -> int | None:
@@ -156,3 +167,8 @@ def area_of(shape: Shape, record: Record) -> float:
     xs, ys = corners[0::2], corners[1::2]
     turned = zip(xs, ys, (*xs[1:], xs[0]), (*ys[1:], ys[0]), strict=True)
     return round(abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in turned)) / 2, PX_DIGITS)
+
+
+def _utf8(name: str) -> str:
+    """A file's name as JSON can hold it: bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -1,5 +1,6 @@
 """Boxes and polygons with their names, drawn over a photograph."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,12 @@ from PIL import Image, ImageDraw
 from learner.detection.geometry import px_of_bins
 from learner.reporting.fonts.choice import drawable, font_for
 
-LABEL_SIZE = 13
-"""px"""
+LABEL_SIZE, PADDING_PX = 13, 4
+DOTS = "..."
+"""In a font that every label has."""
 Colour = tuple[int, int, int]
+Plate = tuple[float, float, float, float]
+"""left, top, right and bottom of a label, in px."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,51 @@ def resized(image: Image.Image, longest_px: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def with_outlines(photograph: Image.Image, outlines: Sequence[Outline]) -> Image.Image:
-    """A copy of the image with outlines drawn first and labels over them, where they cover no other label."""
+def with_outlines(
+    photograph: Image.Image, outlines: Sequence[Outline], *, labels_may_overlap: bool = True
+) -> Image.Image:
+    """A copy of the image with outlines drawn first and labels over them, where they cover no other label.
+
+    Where there is no such place a label is drawn over others, or left out.
+    """
     panel = photograph.copy()
     canvas = ImageDraw.Draw(panel)
     for outline in outlines:
         _trace(canvas, outline)
-    taken: list[tuple[float, ...]] = []
+    taken: list[Plate] = []
     for outline in outlines:
-        plate = _plate(canvas, outline, panel.size, taken)
+        label = shortened(drawable(outline.label), panel.width - 2 * PADDING_PX)
+        places = _places(outline, _length(label), panel.size)
+        free = (place for place in places if not any(_overlap(place, other) for other in taken))
+        plate = next(free, places[0] if labels_may_overlap else None)
+        if plate is None:
+            continue
         taken.append(plate)
         canvas.rounded_rectangle(plate, 3, outline.colour)
-        label = drawable(outline.label)
-        canvas.text((plate[0] + 4, plate[1] + 1), label, "white", font_for(label, LABEL_SIZE))
+        canvas.text((plate[0] + PADDING_PX, plate[1] + 1), label, "white", font_for(label, LABEL_SIZE))
     return panel
 
 
-def _plate(
-    canvas: ImageDraw.ImageDraw, outline: Outline, size: tuple[int, int], taken: Sequence[tuple[float, ...]]
-) -> tuple[float, float, float, float]:
-    """Where a label goes: above its outline, below it, or inside; the first place that is free, else the first."""
-    label = drawable(outline.label)
-    width, height = canvas.textlength(label, font_for(label, LABEL_SIZE)) + 8, LABEL_SIZE + 6
+def shortened(label: str, most_px: float) -> str:
+    """A label that is no longer than so many px; what is missing of it is told by three dots."""
+    if _length(label) <= most_px:
+        return label
+    too_many = bisect_right(range(len(label)), most_px, key=lambda count: _length(label[:count] + DOTS))
+    return label[: too_many - 1] + DOTS if too_many else ""
+
+
+def _length(label: str) -> float:
+    return font_for(label, LABEL_SIZE).getlength(label)
+
+
+def _places(outline: Outline, length_px: float, size: tuple[int, int]) -> list[Plate]:
+    """Where a label may go, the best place first: above its outline, below it, or inside."""
+    width, height = length_px + 2 * PADDING_PX, LABEL_SIZE + 6
     xs, ys = zip(*outline.points, strict=True)
     left = min(max(0.0, min(xs)), max(0.0, size[0] - width - 1))
     tops = (min(ys) - height - 1, max(ys) + 2, min(ys) + 3, max(ys) - height - 3)
-    places = [
-        (left, top, left + width, top + height) for top in (min(max(0.0, top), size[1] - height - 1) for top in tops)
-    ]
-    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    inside = (max(0.0, min(top, size[1] - height - 1)) for top in tops)
+    return [(left, top, left + width, top + height) for top in inside]
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:

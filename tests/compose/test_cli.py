@@ -136,7 +136,8 @@ def test_help_loads_no_model_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "serve", "train", "eval", "calibrate", "doctor", "report", "demo", "data", "init", "export"]
+    "command",
+    ["up", "serve", "train", "eval", "calibrate", "predict", "doctor", "report", "demo", "data", "init", "export"],
 )
 @pytest.mark.slow
 def test_every_command_explains_itself(command: str) -> None:

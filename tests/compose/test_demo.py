@@ -17,7 +17,7 @@ from shared.errors import ConfigError
 def test_an_engine_that_is_not_there_is_told_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, said: str
 ) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr("compose.options.is_installed", lambda module: False)
     with pytest.raises(ConfigError, match=said):
         run_demo(minutes=1.0, engine=engine, seed=0, out=tmp_path / "out", tokenizer="plain")
     assert not (tmp_path / "out").exists()

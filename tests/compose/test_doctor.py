@@ -123,7 +123,7 @@ def test_a_launch_stops_at_a_failure_and_goes_on_with_warnings(config_file: Path
     assert isinstance(console.file, io.StringIO)
 
     def check(*overrides: str) -> None:
-        check_launch(plan_launch(Launch(config_file, overrides, server_port=0), Work()), console)
+        check_launch(plan_launch(Launch(config_file, overrides, server_port=0), Work()), Work(), console)
 
     check("custom.extra.rollout_matching.vllm.sync.mode=adapter")
     assert "warn custom.extra.rollout_matching.vllm.sync.mode" in console.file.getvalue()

@@ -1,5 +1,7 @@
 """A font for every label: Pillow's own for plain letters, and one that travels with us for all other scripts."""
 
+import gzip
+import io
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def _plain(size: int) -> Font:
 @cache
 def _any_script(size: int) -> Font:
     try:
-        return ImageFont.truetype(_UNIFONT, _UNIFONT_PX)
+        # Unpacked: FreeType would unpack it from the start again for every letter, at up to 50 ms each.
+        return ImageFont.truetype(io.BytesIO(gzip.decompress(_UNIFONT.read_bytes())), _UNIFONT_PX)
     except (ImportError, OSError):  # a Pillow without FreeType
         return _plain(size)

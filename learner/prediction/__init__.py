@@ -1,0 +1,1 @@
+"""Predictions for pictures that nobody has annotated: `python -m learner.prediction`."""
