@@ -9,7 +9,14 @@ from rich.console import Console
 from compose.launch_plan import Launch, Work
 from compose.options import check_engine, fresh_folder
 from compose.supervisor import run_supervised
-from shared.checkpoint_facts import USAGE_FILE, checkpoint_folder, holds_adapters, may_be_hub_id, num_positions
+from shared.checkpoint_facts import (
+    USAGE_FILE,
+    checkpoint_folder,
+    holds_adapters,
+    image_processor_of,
+    may_be_hub_id,
+    num_positions,
+)
 from shared.checkpoint_usage import CheckpointUsage, read_usage
 from shared.config.overrides import Override
 from shared.config.paths import expanded
@@ -22,6 +29,8 @@ LOGS = "logs"
 """Folder in OUT for the configuration that was made, and for what the processes say."""
 LONGEST = 4096
 """Tokens of prompt and answer where a checkpoint does not say how long they may be."""
+LARGEST_PX = 1024 * 1024
+"""Pixels of the largest picture there, as configs/base.yaml has it."""
 ROLLOUT = "custom.extra.rollout_matching"
 
 
@@ -67,7 +76,7 @@ def model_folder(model: str) -> Path:
 
 def launch_of(wish: Wish, model: Path, usage: CheckpointUsage | None, out: Path) -> Launch:
     """The shipped configuration with what the checkpoint says over it."""
-    told = usage_overrides(usage) if usage is not None else length_override(model)
+    told = usage_overrides(usage) if usage is not None else fitting_overrides(model)
     overrides: tuple[Override, ...] = (
         ("model.model", model),
         ("training.output_dir", out / LOGS),
@@ -103,9 +112,15 @@ def usage_overrides(usage: CheckpointUsage) -> Iterator[Override]:
             yield f"{ROLLOUT}.repeat_terminate.{key}", value
 
 
-def length_override(model: Path) -> Iterator[Override]:
-    """The longest prompt and answer that a model has positions for, where it has few."""
+def fitting_overrides(model: Path) -> Iterator[Override]:
+    """The built-in lengths and pixels, cut to what a checkpoint that does not say them can take.
+
+    Raises ConfigError for one without an image processor.
+    """
     positions = num_positions(model)
     if positions is not None and positions < LONGEST:
         yield "global_max_length", positions
         yield f"{ROLLOUT}.max_new_tokens", positions // 2
+    largest = image_processor_of(model).get("size", {}).get("longest_edge", LARGEST_PX)
+    if largest < LARGEST_PX:
+        yield "template.max_pixels", None

@@ -49,8 +49,12 @@ def test_the_checkpoint_says_what_a_configuration_would(tmp_path: Path) -> None:
 
 
 def test_one_that_says_nothing_is_asked_as_by_default_within_its_positions(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert config_of(tmp_path, None, out).max_model_len == 4096
+    out, processor = tmp_path / "out", tmp_path / "preprocessor_config.json"
+    processor.write_text('{"size": {"longest_edge": 16777216}}')
+    config = config_of(tmp_path, None, out)
+    assert (config.max_model_len, config.template.max_pixels) == (4096, 1048576)
+    processor.write_text('{"size": {"longest_edge": 262144}}')
+    assert config_of(tmp_path, None, out).template.max_pixels is None
     (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 512}}')
     config = config_of(tmp_path, None, out)
     assert (config.max_model_len, config.rollout.max_new_tokens) == (512, 256)
@@ -70,6 +74,7 @@ def test_adapters_are_merged_by_the_process_that_asks(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_the_file_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compose.predict.run_supervised", lambda *_, **__: 0)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
     told = []
     for usage in (None, USAGE):
         if usage is not None:
