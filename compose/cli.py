@@ -1,5 +1,6 @@
 """The `boxloop` command. Heavy work is done by the processes it starts, so `--help` is instant."""
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,9 +29,8 @@ from shared.errors import BoxloopError, ConfigError
 
 app = typer.Typer(
     name="boxloop",
-    help="Train vision-language models for object detection on their own decoded answers.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Check and convert training data.", no_args_is_help=True)
@@ -55,11 +55,12 @@ CALIBRATED_METRICS = (
     "eval_rollout_f1_desc_iou50_95",
 )
 
+NO_CONFIG = "config=FILE is missing, such as config=configs/demo/stage2.yaml"
+
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-ConfigFile = Annotated[Path, typer.Option("--config", parser=user_path, metavar="FILE", help="YAML configuration.")]
-ConfigOrNone = Annotated[
-    Path | None, typer.Option("--config", parser=user_path, metavar="FILE", help="YAML configuration.")
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", parser=user_path, metavar="FILE", help="YAML configuration; or config=FILE.")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config.")]
 
@@ -70,12 +71,28 @@ vllm_gpu_memory_utilization, wait_timeout, wait_interval,
 max_restarts (of a server), disable_proxy, then any section.key=value."""
 
 
+def print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"boxloop {importlib.metadata.version('boxloop')}")
+        raise typer.Exit
+
+
+@app.callback()
+def boxloop(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train vision-language models for object detection on their own decoded answers."""
+
+
 @app.command(help=UP_HELP)
 def up(
-    arguments: Annotated[list[str], typer.Argument(metavar="config=FILE [KEY=VALUE]...")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="config=FILE [KEY=VALUE]...")] = None,
+    config: ConfigFile = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
 ) -> None:
-    launch = parse_launch(arguments)
+    launch = parse_launch(arguments or (), config=config)
     if dry:
         print(dry_run(plan_launch(launch, Work())))
         return
@@ -86,7 +103,7 @@ def up(
 
 @app.command()
 def serve(
-    config: ConfigFile,
+    config: ConfigFile = None,
     port: Annotated[str, typer.Option(help="Port to listen on; with several servers, of the first.")] = "8000",
     gpus: Annotated[
         str | None,
@@ -96,15 +113,16 @@ def serve(
 ) -> None:
     """Run one rollout server in this terminal, or several that are watched and restarted."""
     if gpus is None:
-        _become("rollout_server", "--config", str(config), "--port", str(port), *(overrides or ()))
+        config, others = split_config(config, overrides or ())
+        _become("rollout_server", "--config", str(config), "--port", str(port), *others)
     launch = parse_launch(overrides or (), config=config, server_gpus=gpus, server_port=port)
     raise typer.Exit(run_supervised(launch, work=None))
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Run the learner alone, against running servers: those of the config, or of `serve --gpus` in its output_dir."""
-    arguments = tuple(overrides or ())
+    config, arguments = split_config(config, overrides or ())
     loaded = load_config(config, arguments)
     if not loaded.rollout.vllm.server.servers and (addresses := announced_servers(loaded)):
         arguments += (servers_override(addresses),)
@@ -114,7 +132,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def doctor(
     arguments: LaunchKeys = None,
-    config: ConfigOrNone = None,
+    config: ConfigFile = None,
     server_gpus: ServerGpus = None,
     train_gpus: TrainGpus = None,
     server_port: ServerPort = None,
@@ -134,7 +152,7 @@ def doctor(
 
 @app.command(name="eval")
 def evaluate(
-    config: ConfigFile,
+    config: ConfigFile = None,
     checkpoint: CheckpointFolder = None,
     arguments: LaunchKeys = None,
     server_gpus: ServerGpus = None,
@@ -154,7 +172,7 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    config: ConfigFile,
+    config: ConfigFile = None,
     checkpoint: CheckpointFolder = None,
     arguments: LaunchKeys = None,
     metric: Annotated[str, typer.Option(help="What is to be highest.")] = CALIBRATED_METRICS[0],
@@ -250,15 +268,32 @@ def data_from_coco(context: typer.Context) -> None:
     _become("learner.data.from_coco", *context.args)
 
 
-def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **options: object) -> Launch:
-    """Read `key=value` arguments: the keys of Launch, and overrides of the config; `options` that are set win.
+def split_config(config: Path | None, arguments: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
+    """The configuration, by `--config FILE` or `config=FILE`, and the other arguments. Raises ConfigError for none."""
+    named = [argument for argument in arguments if argument.startswith("config=")]
+    others = tuple(argument for argument in arguments if argument not in named)
+    if config is not None:
+        return config, others
+    if not named:
+        raise ConfigError(NO_CONFIG)
+    text = named[-1].removeprefix("config=")
+    try:
+        return user_path(text), others
+    except ValueError as error:
+        raise ConfigError(f"config={text}: {error}") from None
 
-    `values` are overrides that lie above those of the arguments.
+
+def parse_launch(
+    arguments: Sequence[str], values: Sequence[Override] = (), *, config: Path | None = None, **options: object
+) -> Launch:
+    """Read `key=value` arguments: the keys of Launch, and overrides of the config; `config` and `options` that are set
+    win. `values` are overrides that lie above those of the arguments.
 
     Raises ConfigError that names every wrong value, or every key that is neither with the nearest one.
     """
     known = {field.name for field in fields(Launch)} - {"overrides"}
-    own: dict[str, object] = {}
+    config, arguments = split_config(config, arguments)
+    own: dict[str, object] = {"config": config}
     overrides: list[Override] = []
     unknown = []
     for argument in (*arguments, *(f"{key}={value}" for key, value in options.items() if value is not None)):
@@ -271,12 +306,6 @@ def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **op
             overrides.append(argument)
     if unknown:
         raise ConfigError("; ".join(unknown))
-    if "config" not in own:
-        raise ConfigError("config=FILE is missing, such as config=configs/demo/stage2.yaml")
-    try:
-        own["config"] = user_path(str(own["config"]))
-    except ValueError as error:
-        raise ConfigError(f"config={own['config']}: {error}") from None
     try:
         return TypeAdapter(Launch).validate_python({**own, "overrides": (*overrides, *values)})
     except ValidationError as error:
@@ -284,7 +313,9 @@ def parse_launch(arguments: Sequence[str], values: Sequence[Override] = (), **op
         raise ConfigError("; ".join(wrong)) from None
 
 
-def launch_once(checkpoint: Path | None, arguments: Sequence[str], **options: object) -> Launch:
+def launch_once(
+    checkpoint: Path | None, arguments: Sequence[str], *, config: Path | None = None, **options: object
+) -> Launch:
     """Of what decodes the validation records once: free ports, and a checkpoint in the place of the model.
 
     Raises ConfigError for a checkpoint that is no folder, and as `parse_launch`.
@@ -294,7 +325,7 @@ def launch_once(checkpoint: Path | None, arguments: Sequence[str], **options: ob
         if not checkpoint.is_dir():
             raise ConfigError(f"--checkpoint: {checkpoint} is no folder; name a checkpoint-N of a run, or a model's")
         model = (("model.model", checkpoint), ("training.resume_from_checkpoint", None))
-    return parse_launch(("server_port=0", *arguments), (*model, *EVALUATION), **options)
+    return parse_launch(("server_port=0", *arguments), (*model, *EVALUATION), config=config, **options)
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

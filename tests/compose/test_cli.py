@@ -1,3 +1,4 @@
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,35 @@ def test_wrong_arguments_end_with_2_before_anything_starts(
     elif command[0] in ("eval", "calibrate"):
         assert f"{config}: 1 problem" in told
         assert "custom.val_jsonl: evaluation needs it" in told
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "train", "eval", "calibrate", "doctor"])
+@pytest.mark.parametrize("spelling", [["config={}"], ["--config", "{}"]])
+def test_a_configuration_is_named_alike_everywhere(command: str, spelling: list[str], tmp_path: Path) -> None:
+    """A key that is unknown is told of the file, so it was found and read before anything starts."""
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG.format(run=tmp_path / "run") + "nonsense: 1\n")
+    arguments = [command, *(part.format(config) for part in spelling)]
+    result = CliRunner().invoke(app, [*arguments, "--gpus", ""] if command == "serve" else arguments)
+    if isinstance(result.exception, ConfigError):
+        assert f"{config}: 1 problem" in str(result.exception)
+    else:
+        assert (command, result.exit_code) == ("doctor", 1)
+        assert "nonsense: unknown key" in result.output
+
+
+@pytest.mark.parametrize("command", [["train"], ["serve"], ["up"], ["eval"]])
+def test_no_configuration_is_one_message(command: list[str]) -> None:
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, ConfigError)
+    assert "config=FILE is missing" in str(result.exception)
+
+
+def test_the_version_and_the_short_help() -> None:
+    version = CliRunner().invoke(app, ["--version"])
+    assert (version.exit_code, version.output) == (0, f"boxloop {importlib.metadata.version('boxloop')}\n")
+    for command in ([], ["up"], ["data"]):
+        assert "Usage" in CliRunner().invoke(app, [*command, "-h"]).output
 
 
 @pytest.mark.slow
