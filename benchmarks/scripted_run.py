@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from compose import watch
-from compose.cli import parse_launch
+from compose.arguments import parse_launch
 from compose.launch_plan import ServerProgram, Work
 from compose.supervisor import run_supervised
 

@@ -3,26 +3,20 @@
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from compose.announcement import announced_servers
+from compose.arguments import gpus_in, launch_once, parse_launch, split_config
 from compose.doctor import run_doctor
 from compose.dry_run import dry_run
-from compose.launch_plan import Launch, Work, plan_launch, servers_override
+from compose.launch_plan import Work, plan_launch, servers_override
 from compose.report import write_report
 from compose.supervisor import run_supervised
-from shared.config.keys import nearest_key
 from shared.config.load import load_config
-from shared.config.models import Config
-from shared.config.overrides import EVALUATION, Override
 from shared.config.paths import user_path
 from shared.console import leave_quietly, settle_streams
 from shared.errors import BoxloopError, ConfigError
@@ -54,8 +48,6 @@ CALIBRATED_METRICS = (
     "eval_rollout_f1_iou50_95",
     "eval_rollout_f1_desc_iou50_95",
 )
-
-NO_CONFIG = "config=FILE is missing, such as config=configs/demo/stage2.yaml"
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -210,7 +202,7 @@ def predict(
     """
     from compose.predict import Wish, run_predict
 
-    gpus = _gpus(server_gpus or "")
+    gpus = gpus_in(server_gpus or "")
     wish = Wish(source, model, out, engine, classes, is_plain=plain, server_gpus=gpus)
     raise typer.Exit(run_predict(wish, Console(stderr=True)))
 
@@ -268,71 +260,6 @@ def data_from_coco(context: typer.Context) -> None:
     _become("learner.data.from_coco", *context.args)
 
 
-def split_config(config: Path | None, arguments: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
-    """The configuration, by `--config FILE` or `config=FILE`, and the other arguments. Raises ConfigError for none."""
-    named = [argument for argument in arguments if argument.startswith("config=")]
-    others = tuple(argument for argument in arguments if argument not in named)
-    if config is not None:
-        return config, others
-    if not named:
-        raise ConfigError(NO_CONFIG)
-    text = named[-1].removeprefix("config=")
-    try:
-        return user_path(text), others
-    except ValueError as error:
-        raise ConfigError(f"config={text}: {error}") from None
-
-
-def parse_launch(
-    arguments: Sequence[str], values: Sequence[Override] = (), *, config: Path | None = None, **options: object
-) -> Launch:
-    """Read `key=value` arguments: the keys of Launch, and overrides of the config; `config` and `options` that are set
-    win. `values` are overrides that lie above those of the arguments.
-
-    Raises ConfigError that names every wrong value, or every key that is neither with the nearest one.
-    """
-    known = {field.name for field in fields(Launch)} - {"overrides"}
-    config, arguments = split_config(config, arguments)
-    own: dict[str, object] = {"config": config}
-    overrides: list[Override] = []
-    unknown = []
-    for argument in (*arguments, *(f"{key}={value}" for key, value in options.items() if value is not None)):
-        key, equals, value = argument.partition("=")
-        if equals and key in known:
-            own[key] = _gpus(value) if key.endswith("_gpus") else value
-        elif equals and "." not in key and key not in Config.model_fields:
-            unknown.append(_unknown(key, (*known, *Config.model_fields)))
-        else:
-            overrides.append(argument)
-    if unknown:
-        raise ConfigError("; ".join(unknown))
-    try:
-        return TypeAdapter(Launch).validate_python({**own, "overrides": (*overrides, *values)})
-    except ValidationError as error:
-        wrong = (f"{details['loc'][0]}={details['input']}: {details['msg']}" for details in error.errors())
-        raise ConfigError("; ".join(wrong)) from None
-
-
-def launch_once(
-    checkpoint: Path | None, arguments: Sequence[str], *, config: Path | None = None, **options: object
-) -> Launch:
-    """Of what decodes the validation records once: free ports, and a checkpoint in the place of the model.
-
-    Raises ConfigError for a checkpoint that is no folder, and as `parse_launch`.
-    """
-    model: tuple[Override, ...] = ()
-    if checkpoint is not None:
-        if not checkpoint.is_dir():
-            raise ConfigError(f"--checkpoint: {checkpoint} is no folder; name a checkpoint-N of a run, or a model's")
-        model = (("model.model", checkpoint), ("training.resume_from_checkpoint", None))
-    return parse_launch(("server_port=0", *arguments), (*model, *EVALUATION), config=config, **options)
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    near = next(iter(get_close_matches(key, sorted(known), n=1)), None) or nearest_key(key)
-    return f"{key}: unknown key" + (f"; did you mean `{near}`?" if near else "")
-
-
 def main() -> None:
     """Entry point: errors of ours and of the system are one message and an exit code, never a traceback."""
     settle_streams()
@@ -343,10 +270,6 @@ def main() -> None:
     except (BoxloopError, OSError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, BoxloopError) else BoxloopError.exit_code)
-
-
-def _gpus(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _become(module: str, *arguments: str) -> NoReturn:

@@ -73,7 +73,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("announcement", "environment", "options", "report"),
         ("process",),
         ("launch_plan", "machine", "model_size", "readiness"),
-        ("dry_run", "machine_checks", "watch"),
+        ("arguments", "dry_run", "machine_checks", "watch"),
         ("doctor",),
         ("supervisor",),
         ("demo_arms",),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compose.cli import CALIBRATED_METRICS, app, main, parse_launch
+from compose.arguments import parse_launch
+from compose.cli import CALIBRATED_METRICS, app, main
 from shared.errors import ConfigError
 
 CONFIG = """

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from compose.cli import main, parse_launch
+from compose.arguments import parse_launch
+from compose.cli import main
 from compose.dry_run import dry_run
 from compose.launch_plan import Work, plan_launch
 

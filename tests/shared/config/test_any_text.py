@@ -7,7 +7,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from compose.cli import parse_launch
+from compose.arguments import parse_launch
 from learner.checkpoints.export import main as export_main
 from shared.config.load import load_config, save_resolved
 from shared.config.models import Config
