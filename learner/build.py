@@ -17,7 +17,6 @@ from learner.data.answer_weights import mean_answer_weight
 from learner.data.opening import open_data
 from learner.decoding.opening import open_decoding
 from learner.evaluation.opening import open_evaluation
-from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
 from learner.model.coordinate_rows import check_coordinate_rows
 from learner.packing.packer import packer_of
@@ -38,7 +37,6 @@ from shared.config.models import Config
 async def open_run(config: Config, console: Console, folder: Path) -> AsyncIterator[Run]:
     """Open the parts of a run that logs into `folder`; leaving the block closes them in reverse order."""
     check_trackers(config.training)
-    check_best_metric(config.training)
     with closing(MetricsServer(config.training.metrics_port)) as metrics:  # a taken port is told before the rest loads
         console.print(f"metrics on {metrics.url}")
         async with AsyncExitStack() as stack:

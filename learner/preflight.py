@@ -24,7 +24,6 @@ from learner.data.opening import check_embeddings, check_validation_prompts, fit
 from learner.data.records import Reading, RecordSource
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
 from learner.model.coordinate_rows import check_coordinate_rows
 from learner.plan.planner import Planner
@@ -35,7 +34,6 @@ from learner.weight_sync.table import OUTLETS
 from shared.checkpoint_facts import find_model, folder_here
 from shared.config.models import Config
 from shared.errors import DataError
-from shared.extras import cure_for, is_installed
 from shared.families.table import facts_in
 from shared.findings import Finding, attempt, checked, passed, warned
 from shared.preflight import run_preflight
@@ -82,13 +80,9 @@ def packages(config: Config) -> Finding:
 
     def look() -> str:
         check_trackers(config.training)
-        check_best_metric(config.training)
         return "all that the run asks for are installed"
 
-    finding = checked("packages", look)
-    if finding.status == "pass" and config.custom.val_jsonl is not None and not is_installed("faster_coco_eval"):
-        return warned("packages", "evaluations will have no COCO AP", cure_for("faster_coco_eval"))
-    return finding
+    return checked("packages", look)
 
 
 def metrics_port(config: Config) -> str:

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-EXTRAS = {"faster_coco_eval": "eval", "tensorboard": "tracking", "wandb": "tracking", "vllm": "vllm"}
+EXTRAS = {"tensorboard": "tracking", "wandb": "tracking", "vllm": "vllm"}
 """The extra of each optional module."""
 
 

@@ -52,7 +52,7 @@ class Precision:
 
 
 def average_precision(images: Sequence[ScoredImage], *, by_desc: bool = True) -> Precision:
-    """Score a set of images; without `by_desc` all objects are of one category. Needs faster-coco-eval."""
+    """Score a set of images; without `by_desc` all objects are of one category."""
     dataset, detections = coco_dataset(images), coco_detections(images)
     if not dataset["annotations"]:
         return Precision({}, {})

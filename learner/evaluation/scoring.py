@@ -10,20 +10,17 @@ from learner.detection.quality import Quality, quality_of
 from learner.detection.record import Record
 from learner.evaluation.coco_ap import ClassPrecision, Precision, ScoredImage, average_precision
 from learner.reporting.tallies import Tallies
-from shared.config.training import TrainingSection
-from shared.errors import ConfigError
-from shared.extras import cure_for, is_installed
 
 AGNOSTIC = ("ap", "ap50", "ar100")
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Over the objects of one desc. `agreement` matches equal descs only; `precision` is None without the package."""
+    """Over the objects of one desc. `agreement` matches equal descs only."""
 
     desc: str
     agreement: Agreement
-    precision: ClassPrecision | None
+    precision: ClassPrecision
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,7 @@ class Scoring:
     def scores(self, step: int) -> Scores:
         """Reduce what was added; seconds of work for thousands of images."""
         images = [self._images[record_id] for record_id in sorted(self._images)]
-        coco = agnostic = None
-        if is_installed("faster_coco_eval"):
-            coco, agnostic = average_precision(images), average_precision(images, by_desc=False)
+        coco, agnostic = average_precision(images), average_precision(images, by_desc=False)
         return Scores(
             step=step,
             num_images=len(images),
@@ -82,9 +77,9 @@ class Scoring:
             images=tuple(images),
         )
 
-    def _classes(self, coco: Precision | None) -> list[ClassScores]:
+    def _classes(self, coco: Precision) -> list[ClassScores]:
         classes = [
-            ClassScores(desc, agreement, coco.by_desc[desc] if coco is not None else None)
+            ClassScores(desc, agreement, coco.by_desc[desc])
             for desc, agreement in self._agreement.items()
             if agreement.num_ground_truth
         ]
@@ -120,18 +115,8 @@ def count_agreement(tallies: Tallies, any_desc: Agreement, by_desc: Mapping[str,
         tallies.count(f"eval_rollout_{name}_iou50_95", 2 * sum(matched), len(IOU_THRESHOLDS) * objects)
 
 
-def coco_metrics(by_desc: Precision | None, agnostic: Precision | None) -> dict[str, float]:
+def coco_metrics(by_desc: Precision, agnostic: Precision) -> dict[str, float]:
     """COCO's twelve numbers, and three of them with all objects in one category."""
-    metrics = {f"eval_coco_{name}": value for name, value in by_desc.overall.items()} if by_desc else {}
-    short = agnostic.overall if agnostic else {}
+    metrics = {f"eval_coco_{name}": value for name, value in by_desc.overall.items()}
+    short = agnostic.overall
     return metrics | {f"eval_coco_agnostic_{name}": short[name] for name in AGNOSTIC if name in short}
-
-
-def check_best_metric(training: TrainingSection) -> None:
-    """Raise ConfigError when checkpoints are to be judged by a score whose package is not installed."""
-    name = training.metric_for_best_model
-    if training.eval_strategy != "no" and name.startswith("eval_coco_") and not is_installed("faster_coco_eval"):
-        raise ConfigError(
-            f"training.metric_for_best_model: {name} needs faster-coco-eval; {cure_for('faster_coco_eval')}, or judge "
-            "by eval_rollout_f1_desc_iou50_95"
-        )

@@ -11,7 +11,6 @@ from rich.table import Table
 from learner.evaluation.calibration import Calibration
 from learner.evaluation.scoring import ClassScores, Scores
 from learner.reporting.console_tables import print_rows, print_whole
-from shared.extras import cure_for, is_installed
 
 NUM_CLASSES_SHOWN = 20
 CLEARLY_INCOMPLETE = 0.9
@@ -44,9 +43,6 @@ def print_scores(scores: Scores, console: Console) -> None:
     """Print the scores of the whole set and of its most frequent descs."""
     print_whole(summary_table(scores), console)
     print_classes(scores, console)
-    if not is_installed("faster_coco_eval"):
-        message = f"COCO AP is left out: faster-coco-eval is not installed; {cure_for('faster_coco_eval')}"
-        console.print(message, markup=False)
 
 
 def write_scores(scores: Scores, path: Path) -> None:
@@ -69,7 +65,7 @@ def class_numbers(scores: ClassScores) -> dict[str, str | int | float | None]:
         "recall": matched / agreement.num_ground_truth,
         "f1": 2 * matched / agreement.num_objects,
     }
-    return numbers | (asdict(scores.precision) if scores.precision is not None else {})
+    return numbers | asdict(scores.precision)
 
 
 def summary_table(scores: Scores) -> Table:

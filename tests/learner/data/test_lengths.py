@@ -14,7 +14,6 @@ from learner.data.records import Reading, RecordSource
 from learner.detection.record import Record
 from learner.detection.targets import ground_truth_target
 from learner.detection.vocabulary import CoordinateVocabulary
-from learner.evaluation.scoring import check_best_metric
 from learner.families.load import load_tokenizer
 from learner.servers.rollouts import check_server
 from shared.errors import ConfigError, DataError
@@ -143,15 +142,6 @@ def test_a_validation_prompt_must_leave_room_on_a_server(source, encoder, config
             check_validation_prompts(sizes, encoder, config_of(val, answer, small))
     nothing_is_decoded = config_of(val, answer, "global_max_length=1", stage1)
     assert check_validation_prompts(sizes, encoder, nothing_is_decoded) == prompt
-
-
-def test_judging_by_ap_needs_its_package(config_of, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_ap = ("custom.val_jsonl=val.jsonl", "training.metric_for_best_model=eval_coco_ap")
-    monkeypatch.setattr("learner.evaluation.scoring.is_installed", lambda module: False)
-    check_best_metric(config_of(*by_ap).training)  # nothing is evaluated
-    check_best_metric(config_of("custom.val_jsonl=val.jsonl", "training.eval_strategy=steps").training)
-    with pytest.raises(ConfigError, match=r"eval_coco_ap needs faster-coco-eval; pip install 'boxloop\[eval\]'"):
-        check_best_metric(config_of(*by_ap, "training.eval_strategy=steps").training)
 
 
 def test_a_server_with_another_tokenizer_is_refused(checkpoint: Path) -> None:

@@ -25,8 +25,6 @@ from learner.evaluation.coco_ap import (
     coco_detections,
 )
 
-pytest.importorskip("faster_coco_eval", reason="needs the extra eval")
-
 REAL_ANNOTATIONS = Path(
     os.environ.get("BOXLOOP_LVIS_ANNOTATIONS", Path(__file__).parents[3] / "shared" / "lvis_val_50.json")
 )

@@ -7,7 +7,6 @@ from learner.detection.parsing import ParsedRollout
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject, Record
 from learner.evaluation.scoring import Scores, Scoring
-from shared.extras import is_installed
 from shared.metrics import EVALUATION_COUNTS, EVALUATION_SCORES
 
 LEFT, RIGHT = (0, 0, 400, 400), (500, 500, 900, 900)
@@ -76,7 +75,6 @@ def test_the_catalogue_holds_every_score(scores: Scores) -> None:
     assert {name for name in catalogue - scores.metrics.keys() if "_coco_" not in name} == set()
 
 
-@pytest.mark.skipif(not is_installed("faster_coco_eval"), reason="needs the extra eval")
 def test_cocos_numbers_are_there_overall_by_desc_and_without_desc(scores: Scores) -> None:
     """Cats: of two, both found at IoU 0.50 … 0.70, one above; the false alarm is in between. Dogs: none is found."""
     cat, dog = scores.classes
@@ -87,13 +85,3 @@ def test_cocos_numbers_are_there_overall_by_desc_and_without_desc(scores: Scores
     assert scores.metrics["eval_coco_ap"] == pytest.approx((cat.precision.ap + dog.precision.ap) / 2)
     assert scores.metrics["eval_coco_agnostic_ap50"] == pytest.approx(76 / 101), "3 of 4 found, none wrong"
     assert "eval_coco_ap_large" not in scores.metrics
-
-
-def test_without_the_package_everything_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.evaluation.scoring.is_installed", lambda module: False)
-    scoring = Scoring(MatchingConfig())
-    scoring.add(record("v:1", ("cat", LEFT)), answer(("cat", LEFT)), (0.7,))
-    scores = scoring.scores(step=0)
-    assert scores.metrics["eval_rollout_f1"] == 1
-    assert [name for name in scores.metrics if "coco" in name] == []
-    assert scores.classes[0].precision is None

@@ -43,11 +43,6 @@ def test_the_most_frequent_descs_are_shown_and_the_others_counted() -> None:
     assert "and 3 descs with fewer objects" in text
 
 
-def test_a_missing_package_is_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.evaluation.tables.is_installed", lambda module: False)
-    assert "pip install 'boxloop[eval]'" in printed(SCORES)
-
-
 def test_headlines_are_metrics() -> None:
     assert {name for names in HEADLINES.values() for name in names.split()} <= METRICS.keys()
 
