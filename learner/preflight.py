@@ -20,9 +20,18 @@ from pathlib import Path
 from learner.checkpoints.start import start_of
 from learner.data.encoding import Encoder
 from learner.data.images import read_image
-from learner.data.opening import check_embeddings, check_validation_prompts, fit_training, open_encoder, reading_of
+from learner.data.lengths import prompt_lengths
+from learner.data.opening import (
+    check_embeddings,
+    check_validation_prompts,
+    fit_training,
+    open_encoder,
+    reading_of,
+)
+from learner.data.prompt import prompt_of
 from learner.data.records import Reading, RecordSource
 from learner.detection.record import Record
+from learner.detection.record_rules import CLASSES
 from learner.detection.vocabulary import CoordinateVocabulary
 from learner.families.load import load_tokenizer
 from learner.model.coordinate_rows import check_coordinate_rows
@@ -151,6 +160,7 @@ def examine_data_alone(config: Config) -> Iterator[Finding]:
         on_bad_record=custom.on_bad_record,
         polygons="as_bbox" if custom.poly_as_bbox else "error",
         check_images=False,
+        needs_classes=CLASSES in prompt_of(config).user,
     )
     yield attempt("training data", partial(source_of, custom.train_jsonl, plain, custom.train_sample_limit))[1]
     yield checked("images", partial(images, config, plain))
@@ -178,8 +188,7 @@ def lengths(config: Config, reader: Reader, source: RecordSource) -> str:
 def validation(config: Config, reader: Reader, path: Path, reading: Reading) -> str:
     """Read the whole file, and compare its prompts with what servers hold."""
     source, told = source_of(path, reading, config.custom.val_sample_limit)
-    sizes = ((line.width, line.height) for line in source.lines())
-    prompt = check_validation_prompts(sizes, reader.encoder, config)
+    prompt = check_validation_prompts(map(prompt_lengths(source, reader.encoder), source.lines()), config)
     return f"{told}, prompts of up to {prompt} tokens{room_for_answers(config, prompt)}"
 
 

@@ -44,6 +44,8 @@ class Summary:
     object_counts: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     descs: Counter[str] = field(default_factory=Counter)
+    own_prompts: int = 0
+    with_classes: int = 0
     smells: Smells = field(default_factory=Smells)
 
     def add(self, record: Record) -> None:
@@ -52,6 +54,8 @@ class Summary:
         self.object_counts.append(len(record.objects))
         self.kinds.update(item.kind for item in record.objects)
         self.descs.update(item.desc for item in record.objects)
+        self.own_prompts += record.prompt is not None
+        self.with_classes += bool(record.classes)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def summary_lines(path: Path, summary: Summary, counts: ReadCounts) -> Iterable[
     yield f"  descs       {len(summary.descs)} different" + "".join(
         f", {desc!r} {count}" for desc, count in summary.descs.most_common(3)
     )
+    if summary.own_prompts or summary.with_classes:
+        yield f"  prompts     {summary.own_prompts} of the records' own, {summary.with_classes} with classes"
     yield f"  {'percentile':<18}" + "".join(f"{percentile:>7}" for percentile in PERCENTILES)
     for name, values in (
         ("objects a record", summary.object_counts),

@@ -1,8 +1,10 @@
 """From a record to the ids of its prompt: the learner owns the token space (docs/data.md)."""
 
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -12,12 +14,15 @@ from anyio import CapacityLimiter, to_thread
 from learner.data.images import ImageReader
 from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS, chat_text
 from learner.detection.record import Record
+from learner.detection.record_rules import CLASSES, NO_CLASSES
 from learner.types import EncodedRecord, Grid, LostRecord
 from shared.errors import DataError
 from shared.streams import task_group
 
 MOST_ENCODED = 32
 """Encoded records that wait for their turn: enough for every worker, few enough to hold their images."""
+MOST_TEXTS = 1024
+"""Different texts of prompts whose ids are remembered."""
 
 
 @dataclass
@@ -32,7 +37,7 @@ class _Encoding:
 class Encoder:
     """Encodes records: reads the image, and puts as many placeholders into the prompt as it has tokens.
 
-    The prompt is the same for every record, so it is tokenised once. Up to `num_workers` records are encoded at a time,
+    Records that ask alike have one prompt, which is tokenised once. Up to `num_workers` records are encoded at a time,
     each in a worker thread.
     """
 
@@ -48,6 +53,7 @@ class Encoder:
     ) -> None:
         """`system` and `user_prompt` replace the built-in texts; an empty `system` leaves the system turn out.
 
+        {classes} in `user_prompt` is what a record's classes fill.
         `on_bad_record` is what becomes of a record whose image cannot be used.
 
         Raises DataError when the tokenizer has no chat template or renders the image as another number of
@@ -56,18 +62,13 @@ class Encoder:
         self._images = images
         self._on_bad_record = on_bad_record
         self._limiter = CapacityLimiter(max(1, num_workers))
-        text = chat_text(
-            tokenizer,
-            SYSTEM_PROMPT if system is None else system,
-            USER_PROMPTS["sorted"] if user_prompt is None else user_prompt,
-        )
-        self.request_token_ids: tuple[int, ...] = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._tokenizer = tokenizer
+        self._tokenizing = threading.Lock()
+        self._system = SYSTEM_PROMPT if system is None else system
+        self._user_prompt = USER_PROMPTS["sorted"] if user_prompt is None else user_prompt
         self._placeholder: int = tokenizer.convert_tokens_to_ids(images.placeholder)
-        if self.request_token_ids.count(self._placeholder) != 1:
-            raise DataError(
-                f"the prompt must hold {images.placeholder} once, but the chat template renders it as {text!r}; "
-                "use a checkpoint with its family's own template, and leave placeholders out of the prompt's texts"
-            )
+        self._ids_of = lru_cache(MOST_TEXTS)(self._tokenized)
+        self.request_token_ids = self._ids_of(self._user_prompt)
 
     async def encode(self, record: Record) -> EncodedRecord | LostRecord:
         """Encode a record in a worker thread. One that cannot be is lost, or raises DataError, as was asked for.
@@ -110,16 +111,37 @@ class Encoder:
         """Encode a record in this thread. Raises DataError when its line or its image cannot be used."""
         if record.fault:
             raise DataError(record.fault)
+        token_ids = self._ids_of(self.user_text(record))
         image = self._images.read(record)
-        return EncodedRecord(record, self.request_token_ids, self._expanded(image.grid), image)
+        return EncodedRecord(record, token_ids, self._expanded(token_ids, image.grid), image)
 
-    def num_prompt_tokens(self, width: int, height: int) -> int:
-        """Length of the expanded prompt for an image of this size in px, which is not read."""
-        grid = self._images.grid_of(width, height)
-        return len(self.request_token_ids) - 1 + self._images.num_tokens(grid)
+    def user_text(self, record: Record) -> str:
+        """What the user turn of a record says behind the image. Raises DataError for classes that it lacks."""
+        if record.prompt is not None:
+            return record.prompt
+        if CLASSES in self._user_prompt and not record.classes:
+            raise DataError(f"{record.record_id}: {NO_CLASSES}")
+        return self._user_prompt.replace(CLASSES, ", ".join(record.classes))
 
-    def _expanded(self, grid: Grid) -> tuple[int, ...]:
+    def num_prompt_tokens(self, width: int, height: int, user_text: str | None = None) -> int:
+        """Length of the expanded prompt for an image of this size in px, which is not read; None = as configured."""
+        token_ids = self.request_token_ids if user_text is None else self._ids_of(user_text)
+        return len(token_ids) - 1 + self._images.num_tokens(self._images.grid_of(width, height))
+
+    def _tokenized(self, user_text: str) -> tuple[int, ...]:
+        """The ids of a chat with one placeholder for the image. Called by many threads, of which one tokenises."""
+        with self._tokenizing:
+            text = chat_text(self._tokenizer, self._system, user_text)
+            token_ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if token_ids.count(self._placeholder) != 1:
+            raise DataError(
+                f"the prompt must hold {self._images.placeholder} once, but the chat template renders it as {text!r}; "
+                "use a checkpoint with its family's own template, and leave placeholders out of the prompt's texts"
+            )
+        return token_ids
+
+    def _expanded(self, token_ids: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
         """The prompt with one placeholder a merged patch."""
-        place = self.request_token_ids.index(self._placeholder)
+        place = token_ids.index(self._placeholder)
         placeholders = (self._placeholder,) * self._images.num_tokens(grid)
-        return self.request_token_ids[:place] + placeholders + self.request_token_ids[place + 1 :]
+        return token_ids[:place] + placeholders + token_ids[place + 1 :]

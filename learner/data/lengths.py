@@ -1,7 +1,7 @@
 """What never fits: records that no pack holds, and prompts that leave no room for an answer."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,9 @@ from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import ConfigError, DataError
 
 LOG = logging.getLogger(__name__)
+
+MOST_TEXTS = 2**14
+"""Different texts of prompts that are remembered while lines are measured."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,13 @@ def without_long_records(
     Raises DataError naming the first that does not, unless `on_long_target` is skip; the first whose image has no size
     that the image processor can make of it, unless `on_bad_record` is; and when none is left.
     """
-    prompt_tokens = lru_cache(maxsize=None)(encoder.num_prompt_tokens)
+    prompt_tokens = prompt_lengths(source, encoder)
     longest_prompt = longest_target = num_unsized = 0
 
     def fits(line: Line) -> bool:
         nonlocal longest_prompt, longest_target, num_unsized
         try:
-            prompt = prompt_tokens(line.width, line.height)
+            prompt = prompt_tokens(line)
         except DataError as error:
             reason = f"{source.path}:{line.number}: {error}"
             if on_bad_record == "error":
@@ -73,9 +76,24 @@ def without_long_records(
     return FittingRecords(fitting, longest_prompt, longest_target, num_unsized)
 
 
-def longest_prompt_of(sizes: Iterable[tuple[int, int]], encoder: Encoder) -> int:
-    """Tokens of the longest prompt for images of these widths and heights in px, 0 of none."""
-    return max((encoder.num_prompt_tokens(width, height) for width, height in dict.fromkeys(sizes)), default=0)
+def prompt_lengths(source: RecordSource, encoder: Encoder) -> Callable[[Line], int]:
+    """What measures the prompts of `source` in tokens. Of the lines that ask alike one is read, and no image.
+
+    It raises DataError for an image that no image processor takes, and for a line that is no longer there.
+    """
+    tokens_of = lru_cache(MOST_TEXTS)(encoder.num_prompt_tokens)
+    texts: dict[int, str] = {}
+
+    def length(line: Line) -> int:
+        if not line.asking:
+            return tokens_of(line.width, line.height)
+        if line.asking not in texts:
+            if len(texts) >= MOST_TEXTS:
+                texts.clear()
+            texts[line.asking] = encoder.user_text(source.read(line))
+        return tokens_of(line.width, line.height, texts[line.asking])
+
+    return length
 
 
 def check_room(prompt: int, path: Path, new_tokens: int, limits: Mapping[str, int]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ from rich.console import Console
 
 from learner.data.encoding import Encoder
 from learner.data.images import ImageReader
-from learner.data.lengths import FittingRecords, check_room, longest_prompt_of, without_long_records
+from learner.data.lengths import FittingRecords, check_room, without_long_records
 from learner.data.prompt import prompt_of
 from learner.data.records import Reading, RecordSource, read_all
 from learner.data.smells import smells_of
 from learner.detection.record import Record
+from learner.detection.record_rules import CLASSES
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.config.models import Config
 from shared.errors import ConfigError
@@ -44,7 +46,8 @@ def open_data(config: Config, folder: Path, tokenizer: Any, console: Console) ->
     encoder = open_encoder(config, folder, tokenizer)
     training = read_training(config, vocabulary, encoder, console)
     validation = read_validation(config, vocabulary)
-    check_validation_prompts([(record.width, record.height) for record in validation], encoder, config)
+    asked = {(record.width, record.height, encoder.user_text(record)) for record in validation}
+    check_validation_prompts(starmap(encoder.num_prompt_tokens, asked), config)
     return Data(tokenizer, vocabulary, encoder, training, validation)
 
 
@@ -102,6 +105,7 @@ def reading_of(config: Config, vocabulary: CoordinateVocabulary, polygons: Liter
         polygons="as_bbox" if custom.poly_as_bbox else polygons,
         object_ordering=custom.object_ordering,
         special_texts=vocabulary.special_texts,
+        needs_classes=CLASSES in prompt_of(config).user,
     )
 
 
@@ -154,13 +158,13 @@ def fit_training(
     return fitting
 
 
-def check_validation_prompts(sizes: Iterable[tuple[int, int]], encoder: Encoder, config: Config) -> int:
-    """Tokens of the longest prompt for images of these sizes in px, 0 of none.
+def check_validation_prompts(prompts: Iterable[int], config: Config) -> int:
+    """Tokens of the longest of these prompts, 0 of none.
 
     Raises ConfigError when a server has no room for it and `max_new_tokens`, in a run that decodes: each such record
     would be lost.
     """
-    longest = longest_prompt_of(sizes, encoder)
+    longest = max(prompts, default=0)
     if config.decodes and config.custom.val_jsonl is not None:
         check_room(longest, config.custom.val_jsonl, config.rollout.max_new_tokens, server_length(config))
     return longest

@@ -24,7 +24,7 @@ from learner.detection.record import (
     read_record,
     record_id_of,
 )
-from learner.detection.record_rules import Changes, Polygons, Rules
+from learner.detection.record_rules import NO_OWN_PROMPT, Changes, OwnPrompt, Polygons, Rules
 from learner.detection.serialize import most_answer_tokens
 from shared.errors import DataError
 
@@ -45,9 +45,10 @@ class Reading(Rules):
 class Line(NamedTuple):
     """Where a good record stands, and how large it is.
 
-    Number of its line (from 1), first byte and length in bytes; px of its image; a bound for the tokens of its answer.
+    Number of its line (from 1), first byte and length in bytes; px of its image; a bound for the tokens of its answer;
+    a number that lines share which ask alike, 0 = as the configuration does.
 
-        Line(number=3, offset=1742, num_bytes=868, width=640, height=480, most_answer_tokens=921)
+        Line(number=3, offset=1742, num_bytes=868, width=640, height=480, most_answer_tokens=921, asking=0)
     """
 
     number: int
@@ -56,10 +57,11 @@ class Line(NamedTuple):
     width: int
     height: int
     most_answer_tokens: int
+    asking: int
 
 
 INDEX = np.dtype([(name, np.uint64) for name in Line._fields])
-"""A `Line` in 48 bytes: what is kept of each record."""
+"""A `Line` in 56 bytes: what is kept of each record."""
 ROWS_AT_A_TIME = 4096
 """How many of them are `Line`s at a time, each of some 300 bytes."""
 
@@ -93,7 +95,7 @@ class RecordSource:
         file = _kept(path)
         for number, offset, num_bytes, size in _usable_lines(path, reading, reading.measure, limit, counts):
             most_tokens = most_answer_tokens(size.descs, size.num_coordinates)
-            rows.extend((number, offset, num_bytes, size.width, size.height, most_tokens))
+            rows.extend((number, offset, num_bytes, size.width, size.height, most_tokens, _asking(size.own_prompt)))
         return cls(file, np.frombuffer(rows, INDEX), reading, seed), counts
 
     @property
@@ -165,6 +167,11 @@ def _usable_lines(
         raise _unreadable(path, error) from error
     if not counts.records:
         raise _no_record(path, "every record was skipped" if counts.skipped else "the file has no record")
+
+
+def _asking(own: OwnPrompt) -> int:
+    """A number for what a record asks, good as long as this process: 64 bits that only equal prompts share."""
+    return 0 if own is NO_OWN_PROMPT else hash(own) % 2**64 or 1
 
 
 def _kept(path: Path) -> KeptFile:

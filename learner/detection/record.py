@@ -42,6 +42,7 @@ class Record:
     """One line of a JSONL file. `images` are resolved paths, `width` and `height` are px, EXIF orientation applied.
 
     `fault` says why the line could not be read again; such a record has no objects, and whoever encodes it loses it.
+    `prompt` takes the place of the configured user prompt, `classes` fill its {classes}; a record has one or neither.
     """
 
     record_id: str
@@ -51,6 +52,8 @@ class Record:
     objects: tuple[GroundTruthObject, ...]
     metadata: Mapping[str, Any] | None = None
     fault: str = ""
+    prompt: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 class RecordError(DataError):
@@ -163,6 +166,8 @@ def build_record(content: CheckedRecord, path: str | Path, number: int) -> Recor
         height=content.height,
         objects=tuple(GroundTruthObject(*item) for item in content.objects),
         metadata=content.metadata,
+        prompt=content.own_prompt.prompt,
+        classes=content.own_prompt.classes,
     )
 
 

@@ -24,9 +24,17 @@ TOLERANCE_PX = 1.0
 """Values this far outside the image are clamped, others are errors."""
 _ADDRESS = re.compile(r"data:|file:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """How a text begins that is no path of a file: an address, or the image itself."""
+_CONTROL_IN_PROMPTS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""The control characters but for tab and line feed."""
 _BIN_OF_TEXT = {coordinate_text(bin): bin for bin in range(NUM_BINS)}
 COORDINATE_TEXTS = frozenset(_BIN_OF_TEXT)
 """All coordinate tokens; no desc may hold one."""
+CLASSES = "{classes}"
+"""What a record's classes stand for in `custom.user_prompt`."""
+NO_CLASSES = (
+    "custom.user_prompt has {classes} and the record has none; give each record its `classes` (`boxloop data from "
+    "--classes` does), or take {classes} out of the prompt"
+)
 
 
 class BrokenRule(Exception):
@@ -49,6 +57,16 @@ CheckedObject = tuple[str, Kind, tuple[int, ...]]
 """desc, kind and bins (flat, each 0..999) of an object that breaks no rule."""
 
 
+class OwnPrompt(NamedTuple):
+    """What a record itself says of its prompt: all of it, or the classes that fill `custom.user_prompt`; never both."""
+
+    prompt: str | None = None
+    classes: tuple[str, ...] = ()
+
+
+NO_OWN_PROMPT = OwnPrompt()
+
+
 class CheckedRecord(NamedTuple):
     """A line that breaks no rule. `image` is its path as written, `width` and `height` are px."""
 
@@ -57,6 +75,7 @@ class CheckedRecord(NamedTuple):
     height: int
     objects: list[CheckedObject]
     metadata: dict[str, Any] | None
+    own_prompt: OwnPrompt
 
 
 class RecordSize(NamedTuple):
@@ -66,6 +85,17 @@ class RecordSize(NamedTuple):
     height: int
     descs: list[str]
     num_coordinates: int
+    own_prompt: OwnPrompt
+
+
+class _Frame(NamedTuple):
+    """All of a line but its objects, and the line as parsed. `image` is its path as written."""
+
+    raw: dict[str, Any]
+    image: str
+    width: int
+    height: int
+    own_prompt: OwnPrompt
 
 
 @dataclass(frozen=True)
@@ -75,6 +105,7 @@ class Rules:
     `special_texts` are a tokenizer's special tokens, which no desc may hold. `check_images` opens each image's header.
     `polygons`: "error" refuses them, "as_bbox" takes their bounding boxes, "keep" leaves them as they are.
     Without `reads_objects` a line needs none, and those that it has are not looked at.
+    `needs_classes` refuses records without classes, unless they have a prompt of their own.
     """
 
     coordinate_space: CoordinateSpace = "px"
@@ -82,26 +113,27 @@ class Rules:
     check_images: bool = True
     polygons: Polygons = "keep"
     reads_objects: bool = True
+    needs_classes: bool = False
 
     def check(self, line: bytes, folder: Path, changes: Changes) -> CheckedRecord:
         """Check a line of a file in `folder`; what had to be changed is counted in `changes`. Raises BrokenRule."""
-        raw, image, width, height = self._frame(line, folder)
-        return CheckedRecord(image, width, height, self._objects(raw, width, height, changes), raw.get("metadata"))
+        raw, image, width, height, own_prompt = self._frame(line, folder)
+        objects = self._objects(raw, width, height, changes)
+        return CheckedRecord(image, width, height, objects, raw.get("metadata"), own_prompt)
 
     def measure(self, line: bytes, folder: Path, changes: Changes) -> RecordSize:
         """`check` a line for its size alone, which is faster."""
-        raw, _, width, height = self._frame(line, folder)
+        raw, _, width, height, own_prompt = self._frame(line, folder)
         objects = raw.get("objects")
         if self.coordinate_space == "px" and isinstance(objects, list):
             descs = descs_of_plain_boxes(objects, width, height, _any_of(self.special_texts))
             if descs is not None:
-                return RecordSize(width, height, descs, 4 * len(descs))
+                return RecordSize(width, height, descs, 4 * len(descs), own_prompt)
         checked = self._objects(raw, width, height, changes)
         num_coordinates = sum([len(bins) for _, _, bins in checked])
-        return RecordSize(width, height, [desc for desc, _, _ in checked], num_coordinates)
+        return RecordSize(width, height, [desc for desc, _, _ in checked], num_coordinates, own_prompt)
 
-    def _frame(self, line: bytes, folder: Path) -> tuple[dict[str, Any], str, int, int]:
-        """All but the objects: the line as parsed, path of the image as written, width and height."""
+    def _frame(self, line: bytes, folder: Path) -> _Frame:
         raw = _json_object(line)
         width, height = _size(raw, "width"), _size(raw, "height")
         image = _image(raw)
@@ -114,7 +146,34 @@ class Rules:
         metadata = raw.get("metadata")
         if not (metadata is None or isinstance(metadata, dict)):
             raise BrokenRule(f"metadata must be an object, got {_shown(metadata)}")
-        return raw, image, width, height
+        return _Frame(raw, image, width, height, self._own_prompt(raw))
+
+    def _own_prompt(self, raw: dict[str, Any]) -> OwnPrompt:
+        prompt, classes = raw.get("prompt"), raw.get("classes")
+        if prompt is None and classes is None:
+            if self.needs_classes:
+                raise BrokenRule(NO_CLASSES)
+            return NO_OWN_PROMPT
+        if classes is None:
+            text = self._words("prompt", prompt, control=_CONTROL_IN_PROMPTS)
+            if CLASSES in text:
+                raise BrokenRule("prompt has {classes}, which is filled in custom.user_prompt alone; write the names")
+            return OwnPrompt(text)
+        if prompt is not None:
+            raise BrokenRule("both prompt and classes: a prompt of its own takes the place of one with classes")
+        if not isinstance(classes, list) or not classes:
+            raise BrokenRule(f"classes must be a list of one name or more, got {_shown(classes)}")
+        return OwnPrompt(classes=tuple([self._words(f"classes[{place}]", name) for place, name in enumerate(classes)]))
+
+    def _words(self, what: str, words: Any, control: re.Pattern[str] = CONTROL) -> str:
+        """`words` if they can stand in an answer or a prompt."""
+        if not isinstance(words, str) or not words.strip():
+            raise BrokenRule(f"{what} must be a non-blank string, got {_shown(words)}")
+        if found := control.search(words):
+            raise BrokenRule(f"{what} {_shown(words)} has the control character {found.group()!r}")
+        if found := _any_of(self.special_texts).search(words):
+            raise BrokenRule(f"{what} {_shown(words)} has the text of the special token {found.group()}")
+        return words
 
     def _objects(self, raw: dict[str, Any], width: int, height: int, changes: Changes) -> list[CheckedObject]:
         entries = raw.get("objects") if self.reads_objects else []
@@ -150,14 +209,7 @@ class Rules:
             kind, bins = "poly", self._polygon(polygon, width, height, changes)
         else:
             raise BrokenRule(f"unknown geometry: needs bbox_2d or poly, has the keys {sorted(entry)}")
-        desc = entry.get("desc")
-        if not isinstance(desc, str) or not desc.strip():
-            raise BrokenRule(f"desc must be a non-blank string, got {_shown(desc)}")
-        if found := CONTROL.search(desc):
-            raise BrokenRule(f"desc {desc!r} has the control character {found.group()!r}")
-        if found := _any_of(self.special_texts).search(desc):
-            raise BrokenRule(f"desc {desc!r} has the text of the special token {found.group()}")
-        return desc, kind, bins
+        return self._words("desc", entry.get("desc")), kind, bins
 
     def _box(self, values: Any, width: int, height: int, changes: Changes) -> tuple[int, ...]:
         if not isinstance(values, list):

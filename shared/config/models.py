@@ -41,7 +41,9 @@ class CustomSection(Section):
         default="error", description="the same for one that no pack can hold"
     )
     poly_as_bbox: bool = Field(default=False, description="turn polygons of the ground truth into boxes")
-    user_prompt: str | None = Field(default=None, description="text after the image; null = the built-in one")
+    user_prompt: str | None = Field(
+        default=None, description="text after the image, {classes} filled by the record's; null = the built-in one"
+    )
     extra: ExtraSection = Field(default=ExtraSection(), description="Stage 2")
 
 

@@ -78,6 +78,21 @@ def test_a_good_run_passes_and_is_told_its_numbers(run) -> None:
     assert "the first 64 can be decoded" in findings["images"].reason
 
 
+@pytest.mark.parametrize("key", ["train_jsonl", "val_jsonl"])
+def test_a_prompt_with_classes_and_records_without_are_told_with_line_and_cure(run, shapes: Path, key: str) -> None:
+    asking = shapes / "asking.jsonl"
+    lines = [orjson.loads(line) for line in (shapes / "train.jsonl").read_bytes().splitlines()]
+    asking.write_bytes(b"\n".join(orjson.dumps({**line, "classes": ["a red circle"]}) for line in lines))
+    whole = {f"custom.{each}": asking for each in ("train_jsonl", "val_jsonl")}
+    overrides = ["custom.user_prompt=Find {classes}.", *(f"{name}={path}" for name, path in whole.items())]
+    try:
+        assert failures(run(*overrides)) == {}
+        (told,) = failures(run(*overrides, f"custom.{key}={shapes / 'train.jsonl'}")).values()
+    finally:
+        asking.unlink()
+    assert f"{shapes / 'train.jsonl'}:1: custom.user_prompt has {{classes}} and the record has none; give" in told
+
+
 def test_a_line_that_breaks_the_contract_is_named(run, shapes: Path, tmp_path: Path) -> None:
     lines = (shapes / "train.jsonl").read_bytes().splitlines()
     record = orjson.loads(lines[40])

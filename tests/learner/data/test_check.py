@@ -48,6 +48,18 @@ def test_every_error_is_listed_with_its_line(tmp_path: Path, capsys: pytest.Capt
     assert len(errors) == 2
 
 
+def test_prompts_of_records_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, [CAT])
+    plain = json.loads(path.read_text())
+    asking: list[dict[str, object]] = [{}, {"prompt": "Cats?"}, {"classes": ["cat"]}, {"classes": ["cat", "dog"]}]
+    path.write_text("\n".join(json.dumps({**plain, **each}) for each in asking))
+    assert main([str(path)]) == 0
+    assert "prompts     1 of the records' own, 2 with classes" in capsys.readouterr().out
+    path.write_text(json.dumps({**plain, "prompt": "Cats?", "classes": ["cat"]}))
+    assert main([str(path)]) == 1
+    assert f"error: {path}:1: both prompt and classes" in capsys.readouterr().out
+
+
 def test_special_tokens_of_a_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = [{"content": "<|odd|>", "special": True}, {"content": "cat", "special": False}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))

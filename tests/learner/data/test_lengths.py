@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from learner.data.encoding import Encoder
-from learner.data.lengths import without_long_records
+from learner.data.lengths import prompt_lengths, without_long_records
 from learner.data.opening import MAX_MODEL_LEN, check_validation_prompts, fit_training
 from learner.data.records import Reading, RecordSource
 from learner.detection.record import Record
@@ -90,6 +90,30 @@ def test_the_quick_bound_is_never_too_low_and_gives_way_to_the_exact_number(sour
     assert without_long_records(source, encoder, vocabulary, bounds[1] - 1, "error").longest_target == exact[1]
 
 
+def test_a_record_s_own_prompt_counts_and_of_those_that_ask_alike_one_is_read(
+    source, encoder, vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = orjson.loads(source.path.read_bytes().splitlines()[0])
+    asking = [{}, {"prompt": "Detect. " * 9}, {"classes": ["a"]}, {"prompt": "Detect. " * 9}, {"classes": ["a"]}, {}]
+    path = tmp_path / "asking.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps({**line, **each}) for each in asking))
+    source, _ = RecordSource.opened(path, Reading(), seed=None)
+    expected = [len(encoder.encode_now(record).prompt_token_ids) for record in records_of(source)]
+    assert expected[1] > expected[0] == expected[2]
+    read: list[int] = []
+    reading = RecordSource.read
+    monkeypatch.setattr(
+        RecordSource, "read", lambda self, line, epoch=0: read.append(line.number) or reading(self, line)
+    )
+    assert list(map(prompt_lengths(source, encoder), source.lines())) == expected
+    assert read == [2, 3]
+    monkeypatch.undo()
+    capacity = max(lengths(source, encoder, vocabulary)) - 1
+    fitting = without_long_records(source, encoder, vocabulary, capacity, "skip")
+    assert [record.record_id for record in records_of(fitting.source)] == [f"asking:{n}" for n in (1, 3, 5, 6)]
+    assert fitting.longest_prompt == expected[0]
+
+
 @pytest.mark.parametrize(
     ("global_room", "server_room", "small"),
     [
@@ -131,17 +155,17 @@ def test_a_prompt_that_is_left_out_needs_no_room(tmp_path: Path, vocabulary, con
 
 def test_a_validation_prompt_must_leave_room_on_a_server(source, encoder, config_of) -> None:
     """Packs never hold one, so `global_max_length` counts only where it is the server's length too."""
-    prompt = max(encoder.num_prompt_tokens(*size) for size in sizes_of(source))
-    sizes, val = sizes_of(source), "custom.val_jsonl=val.jsonl"
+    prompts = [encoder.num_prompt_tokens(*size) for size in sizes_of(source)]
+    prompt, val = max(prompts), "custom.val_jsonl=val.jsonl"
     answer, stage1 = f"{MAX_NEW_TOKENS}=400", "custom.trainer_variant=stage1_sft"
     fits = config_of(val, "global_max_length=401", f"{MAX_MODEL_LEN}={prompt + 400}", answer)
-    assert check_validation_prompts(sizes, encoder, fits) == prompt
+    assert check_validation_prompts(prompts, fits) == prompt
     for key in ("global_max_length", MAX_MODEL_LEN):
         small = f"{key}={prompt + 399}"
         with pytest.raises(ConfigError, match=rf"^{key}: the longest prompt of val.jsonl has {prompt} tokens"):
-            check_validation_prompts(sizes, encoder, config_of(val, answer, small))
+            check_validation_prompts(prompts, config_of(val, answer, small))
     nothing_is_decoded = config_of(val, answer, "global_max_length=1", stage1)
-    assert check_validation_prompts(sizes, encoder, nothing_is_decoded) == prompt
+    assert check_validation_prompts(prompts, nothing_is_decoded) == prompt
 
 
 def test_a_server_with_another_tokenizer_is_refused(checkpoint: Path) -> None:

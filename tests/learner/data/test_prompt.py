@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 
 from learner.data.encoding import MOST_ENCODED, Encoder
 from learner.data.images import ImageReader
-from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS
+from learner.data.prompt import SYSTEM_PROMPT, USER_PROMPTS, chat_text
 from learner.detection.record import Record
 from learner.detection.vocabulary import CoordinateVocabulary
 from shared.errors import DataError
@@ -88,6 +89,37 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer: Any, reader: 
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         Encoder(tokenizer, reader)
+
+
+def test_a_record_s_classes_fill_the_prompt_and_its_own_prompt_replaces_it(
+    tokenizer: Any, reader: ImageReader, tmp_path: Path
+) -> None:
+    encoder = Encoder(tokenizer, reader, user_prompt="Find {classes} as {JSON}.")
+    plain = record_at(tmp_path)
+    asked = {
+        "Find cat, bow (weapon) as {JSON}.": replace(plain, classes=("cat", "bow (weapon)")),
+        "Cats?": replace(plain, prompt="Cats?"),
+    }
+    for text, record in asked.items():
+        encoded = encoder.encode_now(record)
+        assert f"<|vision_end|>{text}<|im_end|>" in tokenizer.decode(encoded.request_token_ids)
+        assert len(encoded.prompt_token_ids) == len(encoded.request_token_ids) - 1 + 6
+        user_text = encoder.user_text(record)
+        assert encoder.num_prompt_tokens(record.width, record.height, user_text) == len(encoded.prompt_token_ids)
+    with pytest.raises(DataError, match=r"val:96: custom\.user_prompt has \{classes\} and the record has none; give"):
+        encoder.encode_now(plain)
+
+
+def test_equal_prompts_are_tokenised_once_and_few_are_remembered(
+    tokenizer: Any, reader: ImageReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    monkeypatch.setattr("learner.data.encoding.chat_text", lambda *args: rendered.append(args[-1]) or chat_text(*args))
+    monkeypatch.setattr("learner.data.encoding.MOST_TEXTS", 2)
+    encoder, record = Encoder(tokenizer, reader, user_prompt="{classes}?"), record_at(tmp_path)
+    for name in "aabaabcaca":
+        encoder.encode_now(replace(record, classes=(name,)))
+    assert rendered == ["{classes}?", "a?", "b?", "c?", "a?"]
 
 
 async def test_records_are_encoded_side_by_side_and_alike(tokenizer: Any, reader: ImageReader, tmp_path: Path) -> None:

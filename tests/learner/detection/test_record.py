@@ -15,7 +15,7 @@ from PIL import Image
 
 from learner.detection.geometry import bins_of_px, widened
 from learner.detection.record import GroundTruthObject, ReadCounts, Record, RecordError, ordered, read_records
-from learner.detection.record_rules import BrokenRule, Changes, Rules
+from learner.detection.record_rules import NO_OWN_PROMPT, BrokenRule, Changes, Rules
 
 CAT = {"desc": "cat", "bbox_2d": [10, 20, 110, 220]}
 
@@ -286,8 +286,54 @@ def test_a_box_has_the_bins_of_its_clamped_corners(values: list[float], width: i
     num_outside = sum(value != inside for value, inside in zip(values, clamped, strict=True))
     assert (changes.clamped, changes.widened) == (num_outside, bins != quantised)
     measured = Changes()
-    assert rules.measure(json.dumps(line).encode(), Path(), measured) == (width, height, ["a"], 4)
+    assert rules.measure(json.dumps(line).encode(), Path(), measured) == (width, height, ["a"], 4, NO_OWN_PROMPT)
     assert measured == changes
+
+
+def test_a_record_may_ask_for_itself(folder: Path) -> None:
+    path = write(
+        folder, record(prompt="Find the\tcat.\n"), record(classes=["cat", "bow (weapon)"]), record(prompt=None)
+    )
+    first, second, third = read_records(path)
+    assert (first.prompt, first.classes) == ("Find the\tcat.\n", ())
+    assert (second.prompt, second.classes) == (None, ("cat", "bow (weapon)"))
+    assert (third.prompt, third.classes) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("asking", "reason"),
+    [
+        ({"prompt": "Cats?", "classes": ["cat"]}, "both prompt and classes"),
+        ({"prompt": " \n"}, "prompt must be a non-blank string"),
+        ({"prompt": 7}, "prompt must be a non-blank string, got 7"),
+        ({"prompt": "a\x00"}, "prompt 'a\\x00' has the control character"),
+        ({"prompt": "where is <|special|>?"}, "has the text of the special token <|special|>"),
+        ({"prompt": "Find {classes}."}, "prompt has {classes}, which is filled in custom.user_prompt alone"),
+        ({"classes": []}, "classes must be a list of one name or more, got []"),
+        ({"classes": "cat"}, "classes must be a list of one name or more, got 'cat'"),
+        ({"classes": ["cat", ""]}, "classes[1] must be a non-blank string"),
+        ({"classes": ["cat", 7]}, "classes[1] must be a non-blank string, got 7"),
+        ({"classes": ["a\tb"]}, "classes[0] 'a\\tb' has the control character"),
+        ({"classes": ["<|special|>"]}, "has the text of the special token <|special|>"),
+    ],
+)
+def test_a_prompt_that_cannot_be_is_told(folder: Path, asking: dict[str, Any], reason: str) -> None:
+    rules = Rules(special_texts=frozenset({"<|special|>"}))
+    for way in (rules.check, rules.measure):
+        with pytest.raises(BrokenRule) as broken:
+            way(json.dumps(record(CAT, **asking)).encode(), folder, Changes())
+        assert reason in broken.value.reason
+        assert broken.value.object_index is None
+
+
+def test_a_prompt_with_classes_needs_those_of_each_record_that_has_no_prompt(folder: Path) -> None:
+    rules = Rules(needs_classes=True)
+    for asking in ({"classes": ["cat"]}, {"prompt": "Cats?"}):
+        rules.check(json.dumps(record(CAT, **asking)).encode(), folder, Changes())
+    for way in (rules.check, rules.measure):
+        with pytest.raises(BrokenRule) as broken:
+            way(json.dumps(record(CAT)).encode(), folder, Changes())
+        assert "custom.user_prompt has {classes} and the record has none; give each" in broken.value.reason
 
 
 def test_objects_are_ordered_by_top_then_left_with_ties_as_given() -> None:
