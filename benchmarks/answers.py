@@ -10,7 +10,9 @@ import orjson
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from learner.data.from_coco import Conversion, convert
+from learner.data.annotations import Conversion
+from learner.data.coco import annotated_images
+from learner.data.conversion import records_of
 from learner.detection.geometry import bins_of_px, widened
 from learner.detection.record import GroundTruthObject, ordered
 
@@ -50,7 +52,9 @@ def answered(annotations: Path | None, kind: Kind, num_images: int = 50, seed: i
 
 def truths_of(annotations: Path, kind: Kind) -> list[tuple[GroundTruthObject, ...]]:
     """The ground truth of each image of an annotation file, in bins, in writing order."""
-    records = convert(orjson.loads(annotations.read_bytes()), Path(), Path(), kind, Conversion())
+    conversion = Conversion()
+    images = annotated_images(orjson.loads(annotations.read_bytes()), Path(), conversion)
+    records = records_of(images, Path(), kind, conversion)
     return [
         ordered(
             [

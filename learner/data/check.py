@@ -4,11 +4,9 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -16,10 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from learner.data.images import ImageReader, read_image
+from learner.data.progress import progress_bar
 from learner.data.smells import Smells
 from learner.detection.record import GoodLine, ReadCounts, Record, RecordError, build_record, good_lines
 from learner.detection.record_rules import COORDINATE_TEXTS, Changes, CheckedRecord, Rules
@@ -32,7 +29,6 @@ from shared.families.table import FACTS
 PERCENTILES = (0, 50, 90, 99, 100)
 MOST_AT_ONCE = 64
 """Records whose images are decoded or wait for it."""
-TELL_EVERY_S = 10.0
 
 
 @dataclass
@@ -219,34 +215,13 @@ def holds_model(folder: Path | None) -> bool:
 def check_and_tell(path: Path, checks: Checks) -> int:
     """Check a file, print what is in it and what is wrong, and return the number of errors."""
     try:
-        with reading_bar(path) as show:
+        with progress_bar(f"checking {path.name}", path.stat().st_size, in_bytes=True) as show:
             summary, counts = check_file(path, checks, show)
     except DataError as error:
         print(f"{path}: 0 records, 1 errors\n  error: {error}")
         return 1
     print(*summary_lines(path, summary, counts), sep="\n")
     return len(counts.skipped) or not counts.records
-
-
-@contextmanager
-def reading_bar(path: Path) -> Iterator[Callable[[int], None]]:
-    """Progress on standard error: a bar on a terminal, else a line every now and then."""
-    size, console = path.stat().st_size, Console(stderr=True)
-    told = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task(f"checking {path.name}", total=size)
-
-        def show(done: int) -> None:
-            nonlocal told
-            bar.update(task, completed=done)
-            if bar.disable and time.monotonic() - told > TELL_EVERY_S:
-                told = time.monotonic()
-                print(f"checking {path}: {done / max(1, size):.0%}", file=sys.stderr)
-
-        yield show
 
 
 if __name__ == "__main__":

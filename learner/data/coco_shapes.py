@@ -1,4 +1,4 @@
-"""Shapes of COCO annotations: boxes as they are written, and boxes around segmentations."""
+"""Shapes of annotations: boxes as they are written, and boxes around segmentations, which are as COCO has them."""
 
 import math
 from collections.abc import Sequence
@@ -18,6 +18,12 @@ def box_of(bbox: Any) -> Box | None:
         return None
     x, y, width, height = (value for value in values if value is not None)
     return min(x, x + width), min(y, y + height), max(x, x + width), max(y, y + height)
+
+
+def box_between(x1: Any, y1: Any, x2: Any, y2: Any) -> Box | None:
+    """The box between two opposite corners, whichever they are; None for what is no four numbers."""
+    xs, ys = [[number for value in pair if (number := _number(value)) is not None] for pair in ((x1, x2), (y1, y2))]
+    return (min(xs), min(ys), max(xs), max(ys)) if len(xs) == len(ys) == 2 else None
 
 
 def polygons_of(segmentation: Any) -> list[list[float]]:

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from learner.data.coco import Conversion, desc_of, id_of
-from learner.data.coco import convert as convert_annotations
+from learner.data.annotations import Conversion, desc_of
+from learner.data.coco import annotated_images, id_of
 from learner.data.coco_shapes import box_around
+from learner.data.conversion import records_of
 from learner.data.from_coco import main
 from learner.detection.geometry import bounding_box
 from learner.detection.record import read_records
@@ -200,7 +201,8 @@ def test_annotations_in_are_objects_out_and_counted_reasons(
     }
     conversion, records = Conversion(), []
     try:
-        records += convert_annotations(content, source.parent / "images", source.parent, geometry, conversion)
+        images = annotated_images(content, source.parent / "images", conversion)
+        records += records_of(images, source.parent, geometry, conversion)
     except DataError:
         assert not conversion.objects
     assert conversion.objects + conversion.left_out.total() == conversion.annotations == len(annotations)

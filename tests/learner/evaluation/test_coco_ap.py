@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.data.from_coco import Conversion, convert
+from learner.data.annotations import Conversion
+from learner.data.coco import annotated_images
+from learner.data.conversion import records_of
 from learner.detection.prediction import Prediction
 from learner.detection.record import GroundTruthObject, Record, read_record
 from learner.detection.record_rules import Kind, Rules
@@ -75,7 +77,8 @@ def real(kind: Kind) -> list[ScoredImage]:
     if not REAL_ANNOTATIONS.is_file():
         pytest.skip(f"no real annotations at {REAL_ANNOTATIONS}; name a file by BOXLOOP_LVIS_ANNOTATIONS")
     annotations = json.loads(REAL_ANNOTATIONS.read_text())
-    lines = convert(annotations, Path("images"), Path(), kind, Conversion())
+    conversion = Conversion()
+    lines = records_of(annotated_images(annotations, Path("images"), conversion), Path(), kind, conversion)
     records = [
         read_record(json.dumps(line).encode(), "val.jsonl", number, Rules(check_images=False))
         for number, line in enumerate(lines, 1)

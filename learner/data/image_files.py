@@ -1,10 +1,14 @@
-"""The image files that COCO annotations name: names come from other machines, systems and tools."""
+"""The image files that annotations name: names come from other machines, systems and tools."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""How names of image files end, in small letters."""
 
 
 class ImageFiles:
@@ -14,35 +18,25 @@ class ImageFiles:
         self._folder = folder
         self._taken: dict[Path, str] = {}
 
-    def find(self, image: dict[str, Any], key: str) -> Path:
-        """The file of the image with the id `key`: what its name says if that is there, else the likeliest.
+    def find(self, names: Sequence[str], key: str) -> Path:
+        """The file of the image with the id `key`: the first of its names that is there, else the likeliest.
 
         Other ways of writing a name are tried in turn: the slashes of Windows, percent escapes, the other Unicode form,
-        and the name without folders in front, which are those of another machine. One that leads to no file, or to
-        another image's, is left as it is written.
+        and the name without folders in front, which are those of another machine. Where all lead to no file, or to
+        another image's, the first is left as it is written.
         """
-        written = name_of(image)
-        for name in spellings(written):
+        for name in (spelling for written in names for spelling in spellings(written)):
             path = self._folder / name
             owner = self._taken.get(path)
             if owner in (None, key) and _is_file(path):
                 self._taken[path] = key
                 return path
-        return self._folder / written
+        return self._folder / names[0]
 
 
-def name_of(image: dict[str, Any]) -> str:
-    """The name that an image has; LVIS v1 has only a URL, whose last two parts are folder and file.
-
-    Raises KeyError or TypeError for an image without either.
-    """
-    name = image.get("file_name")
-    if isinstance(name, str) and name:
-        return name
-    url = image["coco_url"]
-    if not isinstance(url, str):
-        raise TypeError(f"coco_url {url!r} is no text")
-    return "/".join(url.split("/")[-2:])
+def images_below(folder: Path) -> Iterable[Path]:
+    """The image files of a folder and its sub-folders by their names, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def spellings(written: str) -> Iterator[str]:
