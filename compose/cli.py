@@ -254,9 +254,15 @@ def data_check(context: typer.Context) -> None:
     _become("learner.data.check", *context.args)
 
 
+@data.command("from", context_settings=PASS_THROUGH, add_help_option=False)
+def data_from(context: typer.Context) -> None:
+    """Convert annotations: COCO, LVIS, YOLO, Pascal VOC, labelme, CVAT, Hugging Face folders."""
+    _become("learner.data.from_dataset", *context.args)
+
+
 @data.command("from-coco", context_settings=PASS_THROUGH, add_help_option=False)
 def data_from_coco(context: typer.Context) -> None:
-    """Convert COCO or LVIS JSON."""
+    """Convert COCO or LVIS JSON, images in a folder that is named."""
     _become("learner.data.from_coco", *context.args)
 
 

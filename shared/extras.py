@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-EXTRAS = {"tensorboard": "tracking", "wandb": "tracking", "vllm": "vllm"}
+EXTRAS = {"pyarrow": "parquet", "tensorboard": "tracking", "vllm": "vllm", "wandb": "tracking"}
 """The extra of each optional module."""
 
 

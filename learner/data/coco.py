@@ -13,12 +13,8 @@ from learner.data.text import json_of
 from shared.errors import DataError
 
 
-def coco_dataset(annotations: Path, images: Path) -> Dataset:
-    """What an annotation file holds; `images` is the folder of the files.
-
-    Raises OSError for a file that cannot be read, and DataError for what is no annotation file.
-    """
-    content = read_annotations(annotations.read_bytes())
+def coco_dataset(content: dict[str, Any], images: Path) -> Dataset:
+    """What the content of an annotation file describes; `images` is the folder of the files."""
     names = [desc_of(entry.get("name")) for entry in content["categories"]]
     return Dataset(partial(annotated_images, content, images), len(content["images"]), names)
 
@@ -37,6 +33,16 @@ def read_annotations(data: bytes) -> dict[str, Any]:
             if not isinstance(entry, dict):
                 raise DataError(f"{part}[{place}] is {str(entry)[:60]!r}, no object")
     return content
+
+
+def file_name_of(image: dict[str, Any]) -> str:
+    """The name that an image has; LVIS v1 has only a URL, whose last two parts are folder and file."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    if isinstance(name, str) and name:
+        return name
+    if not isinstance(url, str):
+        raise DataError(f"{_shown(image)} has no file_name, and no coco_url that is a text")
+    return "/".join(url.split("/")[-2:])
 
 
 def annotated_images(content: dict[str, Any], images: Path, conversion: Conversion) -> Iterator[AnnotatedImage]:
@@ -60,7 +66,7 @@ def annotated_images(content: dict[str, Any], images: Path, conversion: Conversi
     for key, image in entries.items():
         yield AnnotatedImage(
             name=key,
-            path=files.find((_name_of(image),), key),
+            path=files.find((file_name_of(image),), key),
             image_id=image["id"],
             size=size_as_written(image.get("width"), image.get("height")),
             annotations=[_annotation(each, names) for each in of_image.pop(key, ())],
@@ -116,16 +122,6 @@ def _annotation(written: dict[str, Any], names: dict[str, str]) -> Annotation:
         fault=fault,
         detail="" if fault == "crowds" else f" of category {written.get('category_id')}",
     )
-
-
-def _name_of(image: dict[str, Any]) -> str:
-    """The name that an image has; LVIS v1 has only a URL, whose last two parts are folder and file."""
-    name, url = image.get("file_name"), image.get("coco_url")
-    if isinstance(name, str) and name:
-        return name
-    if not isinstance(url, str):
-        raise DataError(f"{_shown(image)} has no file_name, and no coco_url that is a text")
-    return "/".join(url.split("/")[-2:])
 
 
 def _side(value: Any) -> int:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from learner.data.coco import coco_dataset
+from learner.data.coco import coco_dataset, read_annotations
 from learner.data.dataset import write_dataset
 from shared.config.paths import user_path
 from shared.console import run_main
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.images.is_dir():
             raise DataError(f"--images {options.images} is no folder")
-        dataset = coco_dataset(options.annotations, options.images.resolve())
+        dataset = coco_dataset(read_annotations(options.annotations.read_bytes()), options.images.resolve())
         return write_dataset(dataset, options.annotations, options.out, options.geometry)
     except BrokenPipeError:
         raise

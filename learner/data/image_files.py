@@ -2,7 +2,8 @@
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 SUFFIXES = frozenset(
@@ -32,6 +33,21 @@ class ImageFiles:
                 self._taken[path] = key
                 return path
         return self._folder / names[0]
+
+    def find_beside(self, annotations: Path, written: str) -> Path:
+        """The file of the only image in a file of annotations.
+
+        They have one stem, also where the name inside is that of the file from which this one was copied, or its own.
+        """
+        alike, name = self._by_stem.get(annotations.stem), PurePosixPath(written)
+        says_which = name.stem == annotations.stem and name.suffix.lower() in SUFFIXES
+        names = (written, alike) if says_which else (alike, written)
+        return self.find([each for each in names if each] or [annotations.stem], annotations.name)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, str]:
+        """Names of the image files right in the folder."""
+        return {path.stem: path.name for path in sorted(self._folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
 
 def images_below(folder: Path) -> Iterable[Path]:
