@@ -143,12 +143,12 @@ def _annotated_images(
             conversion.unlabelled += 1
         if annotations is not None:
             yield AnnotatedImage(name, image, name, None, annotations, in_shares=True)
-    if images and not used:
-        raise DataError(f"no image has a label file; that of {images[0]} would be {_label_file(images[0])}")
     for path in sorted({path for folder in folders for path in _label_folder(folder).rglob("*.txt")} - used):
         if path.name not in NAME_FILES:
             for annotation in _annotations(path, labels, conversion) or ():
                 conversion.leave_out_alone("of images that are not listed", annotation.name)
+    if images and not used:
+        raise DataError(f"no image has a label file; that of {images[0]} would be {_label_file(images[0])}")
 
 
 def _annotations(path: Path, labels: _Labels, conversion: Conversion) -> list[Annotation] | None:
