@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -68,7 +67,8 @@ def _publisher(config: Config, start: Start, met: MetServers) -> Iterator[Weight
     if start.adapters is None:
         yield None
         return
-    tuner = tuner_of(Path(start.adapters))
-    loaded = load_model(start.model, dtype=config.model.dtype, device="cpu", tuner=tuner, adapters=start.adapters)
+    tuner = tuner_of(start.adapters)
+    # In float32, as an export merges them: the servers round once, to the type that they hold.
+    loaded = load_model(start.model, dtype="float32", device="cpu", tuner=tuner, adapters=start.adapters)
     with ComputeLane() as lane, closing(publisher_of(config, met.channels, loaded, lane)) as weights:
         yield weights

@@ -7,9 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from learner.channels.reward_averages import RewardAverages
+from learner.checkpoints.checkpoint import Checkpoints, Followed
+from learner.checkpoints.export import export
 from learner.checkpoints.operating_point import SavedPoint, save_point
+from learner.families.load import load_model
+from learner.plan.progress import Progress
+from learner.reporting.collapse_guard import Guard
+from learner.training.optim import StepOptimizer
+from shared.checkpoint_usage import read_usage
+from shared.config.stage2 import GuardSection, RewardSection
+from shared.config.training import TrainingSection, TunerSection
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +109,31 @@ def test_a_bad_picture_is_one_line_and_the_others_are_there(
         with Image.open(out / each["picture"]) as opened:
             assert max(opened.size) == 640
     assert command.pids() == []
+
+
+def test_adapters_predict_as_their_export_does(stage1: Path, start: Any, shapes: Path, tmp_path: Path) -> None:
+    adapters = adapters_on(stage1, tmp_path / "run")
+    export(adapters, tmp_path / "plain")
+    found = []
+    for model in (stage1, adapters, tmp_path / "plain"):
+        out = tmp_path / f"out-{len(found)}"
+        command = start("predict", shapes / "val.jsonl", "--model", model, "--out", out)
+        assert command.end(300) == 0, command.told
+        found.append(found_in(out))
+    base, merged, exported = found
+    assert alike(merged, exported)
+    assert not alike(merged, base)
+
+
+def adapters_on(base: Path, folder: Path) -> Path:
+    """A checkpoint of adapters on `base` that change its answers a little."""
+    loaded = load_model(str(base), dtype="float32", device="cpu", tuner=TunerSection(train_type="lora", use_dora=True))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    training = TrainingSection(output_dir=folder, save_only_model=True)
+    followed = Followed(Guard(GuardSection()), RewardAverages(RewardSection()), 1.0)
+    optimizer, usage = StepOptimizer(loaded, training, 1), read_usage(base)
+    return Checkpoints(loaded, optimizer, followed, training, "digest", usage=usage).save(Progress(1, step=1))
