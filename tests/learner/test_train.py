@@ -15,11 +15,13 @@ import torch
 from rich.console import Console
 
 from learner.build import open_run
+from learner.families.load import load_tokenizer
 from learner.packing.packer import NoPacking
 from learner.plan.time_split import LearnerActivity, ServerActivity
 from learner.reporting.collapse_guard import RunLeftItsBands
 from learner.reporting.step_report import RecordsMiscounted
 from learner.run import Run
+from learner.servers import rollouts
 from learner.train import train
 from learner.types import TrainingSample
 from learner.weight_sync.snapshot import full_weights
@@ -65,6 +67,37 @@ async def test_a_b_step_keeps_what_was_found_and_appends_what_was_missed(opened:
     assert b_step["rollout/matched_for_supervision"] == 4
     assert b_step["rollout/fn_appended"] == 4 * b_step["rollout/gt_objects"] - 4
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
+async def test_each_record_is_asked_as_it_says_in_training_and_evaluation(
+    opened: Opened, checkpoint: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "val"):
+        lines = [orjson.loads(line) for line in (shapes / f"{name}.jsonl").read_bytes().splitlines()]
+        asking = ({"prompt": f"Own of {name}?"}, {"classes": [name, "cat"]})
+        for number, line in enumerate(lines):
+            line.update(images=[str(shapes / line["images"][0])], **asking[number % 2])
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    sent: set[tuple[int, ...]] = set()
+    samples_of = rollouts.wire_samples
+
+    def noted(requests: Any) -> Any:
+        samples = samples_of(requests)
+        sent.update(sample.prompt_token_ids for sample in samples)
+        return samples
+
+    monkeypatch.setattr(rollouts, "wire_samples", noted)
+    files = (f"custom.{name}_jsonl={tmp_path / f'{name}.jsonl'}" for name in ("train", "val"))
+    keys = ("custom.user_prompt=Find {classes}.", "training.eval_strategy=steps", "training.eval_steps=3", B_ONLY)
+    async with opened(*files, *keys) as run:
+        await trained(run)
+    steps = [line for line in logged(tmp_path) if "rollout/precision" in line]
+    assert [step["rollout/precision"] for step in steps] == [1, 1, 1]
+    tokenizer = load_tokenizer(str(checkpoint))
+    asked = {
+        tokenizer.decode(token_ids).partition("<|vision_end|>")[2].partition("<|im_end|>")[0] for token_ids in sent
+    }
+    assert asked == {"Own of train?", "Own of val?", "Find train, cat.", "Find val, cat."}
 
 
 async def test_a_run_that_resumes_an_older_checkpoint_gives_up_the_later_ones(opened: Opened, tmp_path: Path) -> None:

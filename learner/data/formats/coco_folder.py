@@ -8,7 +8,7 @@ from typing import Any
 
 from learner.data.annotations import Dataset
 from learner.data.coco import coco_dataset, file_name_of, read_annotations
-from learner.data.formats.format import WHOLE, Format, Places, Splits
+from learner.data.formats.format import WHOLE, Format, Places, Splits, first_folder
 from learner.data.formats.json_keys import keys_in
 from learner.data.image_files import spellings
 from shared.errors import DataError
@@ -45,7 +45,7 @@ def _opened(file: Path, places: Places) -> Dataset:
 
 
 def _folder_of_images(file: Path, content: dict[str, Any]) -> Path:
-    """The folder close to an annotation file in which one of the first images lies; else the file's own."""
+    """The folder close to an annotation file in which one of the first images lies; else the likeliest."""
     split, around = file.stem.removeprefix("instances_"), file.parent.parent
     names = [name for image in islice(content["images"], _LOOKED_AT) for name in spellings(file_name_of(image))]
     for folder in (
@@ -58,7 +58,7 @@ def _folder_of_images(file: Path, content: dict[str, Any]) -> Path:
     ):
         if any((folder / name).is_file() for name in names):
             return folder
-    return file.parent
+    return first_folder(file.parent / "images", file.parent)
 
 
 COCO = Format(

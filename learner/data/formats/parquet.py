@@ -48,16 +48,17 @@ def parquet_rows(files: list[Path], folder: Path) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 name = f"{file.stem}-{number:06d}"
-                yield Row(name, _written_image(values.pop("image", None), folder / name), values)
+                yield Row(name, _image_file(values.pop("image", None), folder / name, file.parent), values)
 
 
-def _written_image(image: Any, path: Path) -> Path:
-    """The image's file in place: its bytes, with the suffix of the path that it once had; nothing where it has none."""
+def _image_file(image: Any, path: Path, origins: Path) -> Path:
+    """The file of an image: its bytes, written to `path` with the suffix that it once had, else what its path names."""
     data, origin = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, None)
-    path = path.with_suffix(PurePosixPath(origin).suffix if isinstance(origin, str) else "")
+    written = path.with_suffix(PurePosixPath(origin).suffix if isinstance(origin, str) else "")
     if isinstance(data, bytes):
-        write_whole(path, data)
-    return path
+        write_whole(written, data)
+        return written
+    return origins / origin if isinstance(origin, str) else written
 
 
 def _names_in(node: Any) -> Iterator[list[str]]:

@@ -39,7 +39,7 @@ def find(place: Path) -> Splits:
         return {}
     files = [path for path in sorted(place.iterdir()) if path.suffix in (".yaml", ".yml") and _has_names(path)]
     if len(files) > 1:
-        raise DataError(f"{place} has {files[0].name} and {files[1].name}, both with names; name one in its place")
+        raise DataError(f"it has {files[0].name} and {files[1].name}, both with names; name one in its place")
     return _splits_of_yaml(files[0]) if files else _splits_of_names(place)
 
 
@@ -82,9 +82,7 @@ def _splits_of_names(place: Path) -> Splits:
         return {}
     files = [path for folder in (place, place / "labels") for name in NAME_FILES if (path := folder / name).is_file()]
     if not files:
-        raise DataError(
-            f"{place} has labels/ and no names for them: add data.yaml, or {NAME_FILES[0]} with a name a line"
-        )
+        raise DataError(f"it has labels/ and no names for them: add data.yaml, or {NAME_FILES[0]} with a name a line")
     names = text_of(files[0].read_bytes()).splitlines()
     labels = _Labels(place, {str(number): desc_of(name) for number, name in enumerate(names)})
     images = place / "images"

@@ -266,6 +266,19 @@ def test_what_is_written_and_will_be_refused_is_told(source: Path, capsys: pytes
     assert out.exists()
 
 
+def test_an_image_whose_size_nothing_says_is_left_out_with_its_annotations(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [ANNOTATIONS["images"][0], {"id": 2, "file_name": "gone.png"}]
+    source.write_text(json.dumps({**ANNOTATIONS, "images": images}))
+    out = source.parent / "x.jsonl"
+    assert main([str(source), "--images", str(source.parent / "images"), "--out", str(out)]) == 1
+    shown = capsys.readouterr().out
+    assert "1 records, 2 objects of 6 annotations, 4 left out" in shown
+    assert "left out    1 of images without a size, the first: annotation None of image 2" in shown
+    assert "error: 2: nothing says its size, and its file cannot: [Errno 2]" in shown
+
+
 def test_links_stay_links_and_devices_devices(source: Path, tmp_path: Path) -> None:
     target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
     target.write_text("old")

@@ -119,5 +119,10 @@ def test_parquet_holds_images_which_become_files(write: Write, convert: Convert,
     assert done.records[0]["classes"] == ["black cat", "dog"]
     with Image.open(tmp_path / "out" / done.records[0]["images"][0]) as image:
         assert image.size == (100, 50)
+    path = {"bytes": None, "path": "../a.png"}
+    write_table(
+        pyarrow.Table.from_pylist([{"image": path, "objects": OBJECTS}]), folder / "data/test-00000-of-00001.parquet"
+    )
+    assert convert("--split", "test").records[0]["images"] == ["../set/a.png"]
     write("data/test-00000-of-00001.parquet", b"PAR1")
     assert "this is no parquet file" in convert("--split", "test").said
