@@ -8,7 +8,7 @@ from typing import Any
 
 from learner.data.annotations import Dataset
 from learner.data.coco import coco_dataset, file_name_of, read_annotations
-from learner.data.formats.format import WHOLE, Format, Places, Splits, first_folder
+from learner.data.formats.format import WHOLE, Format, Places, Splits, first_files, first_folder
 from learner.data.formats.json_keys import keys_in
 from learner.data.image_files import spellings
 from shared.errors import DataError
@@ -23,17 +23,14 @@ def find(place: Path) -> Splits:
     """By the keys of a JSON file; its split is its own name, or that of its folder."""
     if place.is_file():
         return {WHOLE: partial(_opened, place)} if keys_in(place, KEYS) else {}
-    files = [file for pattern in ("*.json", "*/*.json") for file in sorted(place.glob(pattern)) if _is_whole(file)]
+    folders = [place, *sorted(folder for folder in place.iterdir() if folder.is_dir())] if place.is_dir() else []
+    files = [file for folder in folders for file in first_files(folder, "*.json") if keys_in(file, KEYS) == KEYS]
     in_folder = Counter(file.parent for file in files)
     splits = {}
     for file in files:
         has_own_folder = file.parent not in (place, place / "annotations") and in_folder[file.parent] == 1
         splits[file.parent.name if has_own_folder else file.stem.removeprefix("instances_")] = partial(_opened, file)
     return splits
-
-
-def _is_whole(file: Path) -> bool:
-    return keys_in(file, KEYS) == KEYS
 
 
 def _opened(file: Path, places: Places) -> Dataset:

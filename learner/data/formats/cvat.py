@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 from learner.data.annotations import AnnotatedImage, Annotation, Conversion, Dataset, desc_of
 from learner.data.coco import size_as_written
 from learner.data.coco_shapes import Box, box_between, box_of, polygons_of
-from learner.data.formats.format import WHOLE, Format, Places, Splits, first_folder
+from learner.data.formats.format import WHOLE, Format, Places, Splits, first_files, first_folder
 from learner.data.formats.xml import children_of_root, root_of
 from learner.data.image_files import ImageFiles
 from shared.errors import DataError
@@ -20,7 +20,7 @@ ROOT = "annotations"
 
 def find(place: Path) -> Splits:
     """By an XML file with <annotations>. Its splits are the subsets of its images, or several such files."""
-    files = [place] if place.is_file() else sorted(place.glob("*.xml"))
+    files = [place] if place.is_file() else first_files(place, "*.xml")
     found = [file for file in files if file.suffix == ".xml" and root_of(file) == ROOT]
     if len(found) != 1:
         return {file.stem: partial(_opened, file, None) for file in found}

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from learner.data.annotations import Dataset
 
+LOOKED_AT = 16
+"""Files of a kind in a folder that are looked at to tell a format: of a file an image there may be a million."""
+
 WHOLE = ""
 """The name of the split that is all there is."""
 
@@ -41,6 +44,11 @@ def folders_by_split(place: Path, holds: Callable[[Path], bool]) -> dict[str, Pa
         return {WHOLE: place}
     folders = [folder for parent in (place, place / "data") if parent.is_dir() for folder in sorted(parent.iterdir())]
     return {folder.name: folder for folder in folders if folder.is_dir() and holds(folder)}
+
+
+def first_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder by which its format is told, in order."""
+    return sorted(folder.glob(pattern))[:LOOKED_AT]
 
 
 def first_folder(*folders: Path) -> Path:

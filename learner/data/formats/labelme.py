@@ -10,15 +10,13 @@ from typing import Any
 from learner.data.annotations import AnnotatedImage, Annotation, Conversion, Dataset, desc_of
 from learner.data.coco import size_as_written
 from learner.data.coco_shapes import Box, box_around, box_between, polygons_of
-from learner.data.formats.format import WHOLE, Format, Places, Splits, folders_by_split
+from learner.data.formats.format import WHOLE, Format, Places, Splits, first_files, folders_by_split
 from learner.data.formats.json_keys import keys_in
 from learner.data.image_files import ImageFiles
 from learner.data.text import json_of
 from shared.errors import DataError
 
 KEYS = {"shapes", "imagePath"}
-_LOOKED_AT = 8
-"""JSON files of a folder that are looked at before it is held for none of labelme's."""
 
 
 def find(place: Path) -> Splits:
@@ -32,7 +30,7 @@ def find(place: Path) -> Splits:
 
 
 def _holds_annotations(folder: Path) -> bool:
-    return any(keys_in(file, KEYS) == KEYS for file in sorted(folder.glob("*.json"))[:_LOOKED_AT])
+    return any(keys_in(file, KEYS) == KEYS for file in first_files(folder, "*.json"))
 
 
 def _opened(files: Sequence[Path], places: Places) -> Dataset:

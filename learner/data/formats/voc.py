@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from learner.data.annotations import AnnotatedImage, Annotation, Conversion, Dataset, desc_of
 from learner.data.coco import size_as_written
 from learner.data.coco_shapes import box_between
-from learner.data.formats.format import WHOLE, Format, Places, Splits, first_folder, folders_by_split
+from learner.data.formats.format import WHOLE, Format, Places, Splits, first_files, first_folder, folders_by_split
 from learner.data.formats.xml import children_of_root, root_of
 from learner.data.image_files import ImageFiles
 from learner.data.text import text_of
@@ -16,8 +16,6 @@ from shared.errors import DataError
 
 ROOT = "annotation"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_LOOKED_AT = 8
-"""XML files of a folder that are looked at before it is held for none of VOC's."""
 
 
 def find(place: Path) -> Splits:
@@ -31,8 +29,7 @@ def find(place: Path) -> Splits:
 
 
 def _holds_annotations(folder: Path) -> bool:
-    files = sorted(_annotation_folder(folder).glob("*.xml"))[:_LOOKED_AT]
-    return any(root_of(file) == ROOT for file in files)
+    return any(root_of(file) == ROOT for file in first_files(_annotation_folder(folder), "*.xml"))
 
 
 def _annotation_folder(folder: Path) -> Path:

@@ -199,18 +199,17 @@ def _class_of(word: str) -> str:
 
 
 def _label_folder(images: Path) -> Path:
-    """Where the labels of a folder of images lie: the last `images` in its path is `labels` there."""
+    """Where the labels of a folder of images lie: the last `images` in its path is `labels` there, if there is such."""
     parts = list(images.parts)
     for place in reversed(range(len(parts))):
         if parts[place] == "images":
-            return Path(*parts[:place], "labels", *parts[place + 1 :])
+            labels = Path(*parts[:place], "labels", *parts[place + 1 :])
+            return labels if labels.is_dir() else images
     return images
 
 
 def _label_file(image: Path) -> Path:
-    """The text file of an image: below labels/, or beside it."""
-    path, beside = (_label_folder(image.parent) / image.name).with_suffix(".txt"), image.with_suffix(".txt")
-    return beside if beside.is_file() and not path.is_file() else path
+    return (_label_folder(image.parent) / image.name).with_suffix(".txt")
 
 
 def _shown(path: Path, labels: _Labels) -> str:

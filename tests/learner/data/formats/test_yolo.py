@@ -120,6 +120,16 @@ def test_labels_without_names_say_what_is_missing(write: Write, convert: Convert
     assert "add data.yaml, or classes.txt" in done.said
 
 
+def test_labels_may_lie_beside_their_images(write: Write, convert: Convert) -> None:
+    write("data.yaml", "train: images\nnames: [cat]")
+    for name in ("a", "b"):
+        write(f"images/{name}.txt", "0 0.2 0.3 0.2 0.2")
+    write("images/a.png")
+    done = convert()
+    assert done.objects == [[("cat", BOX)]]
+    assert "1 of images that are not listed, the first: images/b.txt:1" in done.said
+
+
 def test_images_without_labels_are_background_unless_all_are(write: Write, labelled: Any, convert: Convert) -> None:
     labelled("0 0.2 0.3 0.2 0.2")
     write("images/train/b.png")
