@@ -71,7 +71,7 @@ async def _predict(config: Config, options: argparse.Namespace, console: Console
     tally = prediction.tally
     tally.show(console)
     rate = tally.num_pictures / seconds
-    told = [f"{tally.num_pictures} pictures, {tally.num_objects} objects, {rate:.2f} pictures a second"]
+    told = [f"pictures: {tally.num_pictures}, objects: {tally.num_objects}, {rate:.2f} pictures a second"]
     told += [f"failed: {tally.num_failed}"] if tally.num_failed else []
     told += [f"other files: {source.num_others}"] if isinstance(source, Folder) and source.num_others else []
     written = f"{options.out}: pictures, predictions.json (COCO results), images.json"

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "compose/docker"
 COMPOSE = yaml.safe_load((DOCKER / "docker-compose.yaml").read_text())
 OURS = ("rollout-server", "learner")
-IMAGE_EXTRAS = ("vllm", "tracking", "eval")
+IMAGE_EXTRAS = ("vllm", "tracking")
 SERVERS = "custom.extra.rollout_matching.vllm.server.servers"
 CONFIGS = sorted(path for path in (ROOT / "configs/containers").glob("*.yaml") if path.name != "base.yaml")
 FUNCTIONS = {"rate"}

@@ -98,7 +98,7 @@ def test_a_bad_picture_is_one_line_and_the_others_are_there(
     assert command.told.count("warning: ") == 1
     for name in ("broken.jpg", "cut.png"):
         assert sum(name in line for line in command.told.splitlines()) == 1
-    assert f"{len(whole)} pictures" in command.told
+    assert f"pictures: {len(whole)}, objects: " in command.told
     assert "failed: 2, other files: 1" in command.told
     images = json.loads((out / "images.json").read_text())
     assert [each["file_name"] for each in sorted(images["images"], key=lambda each: each["id"])] == [
