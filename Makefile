@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+NEWEST := $(VENV)-newest
 # Tests run real vLLM on Linux. Without a GPU: a CPU wheel of this torch, so that no CUDA build is pulled in.
 ON_LINUX  := [ "$$(uname -s)" = Linux ]
 CPU_ONLY  := $(ON_LINUX) && ! command -v nvidia-smi >/dev/null 2>&1
@@ -11,7 +12,7 @@ ARGS   ?=
 # Nothing of these needs a model, a process or a second.
 PURE_TESTS := tests/shared tests/learner/detection tests/learner/plan tests/learner/packing/test_packer.py
 
-.PHONY: demo quick check test test-slow docs lint types soak constraints clean
+.PHONY: demo quick check test test-slow test-newest docs lint types soak constraints clean
 
 demo: $(VENV)/.base
 	$(BIN)/boxloop demo $(ARGS)
@@ -32,6 +33,13 @@ test: lint types
 # What takes too long to run with every change.
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m very_slow $(ARGS)
+
+# The fast tests on the newest versions that pyproject.toml lets in, which a new user gets; vLLM holds them back in $(VENV).
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	@if $(CPU_ONLY); then $(NEWEST)/bin/pip install -q "$(CPU_TORCH)"; fi
+	$(NEWEST)/bin/pip install -q -e ".[dev]"
+	$(NEWEST)/bin/python -m pytest -q -m "not slow" -n 2 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -71,4 +79,4 @@ constraints: $(VENV)/.dev
 		--python-version 3.12 --python-platform x86_64-manylinux_2_28 --custom-compile-command "make constraints"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
