@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from learner.families.load import load_model
+from learner.model.family import VisionLanguageModel
 from learner.model.loaded import LoadedModel
 from learner.plan.time_split import LearnerAccount, LearnerActivity
 from learner.training.lane import ComputeLane
@@ -51,8 +52,15 @@ def open_training(
             adapters=adapters,
         )
     if training.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(loaded.model)
     optimizer = StepOptimizer(loaded, training, num_steps)
     learner = Learner(loaded, optimizer, pad_token_id=pad_token_id, max_grad_norm=training.max_grad_norm)
     with ComputeLane(account) as lane:
         yield Training(loaded, optimizer, learner, lane, account)
+
+
+def checkpoint_activations(model: VisionLanguageModel) -> None:
+    """Keep no activations of the layers, and make them anew in the backward pass."""
+    # transformers from 5.23 on has another name, and warns of the old one.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class DecodeBatch:
         self._model = model
         self._family = family
         self._language_model = model.model.language_model
+        self._cache_name = cache_name_of(self._language_model)
         self._device: torch.device = model.device
         self._vocab_size: int = text.vocab_size
         self._max_rows = max_rows
@@ -118,8 +120,8 @@ class DecodeBatch:
         hidden: Tensor = self._language_model(
             inputs_embeds=embeds,
             position_ids=positions.to(self._device),
-            past_key_values=view,
             use_cache=True,
+            **{self._cache_name: view},
             **images,
         ).last_hidden_state
         return hidden
@@ -142,8 +144,8 @@ class DecodeBatch:
             inputs_embeds=self._model.get_input_embeddings()(front.token_ids[:, None]),
             attention_mask=visible[:, None, None],
             position_ids=(front.columns + front.deltas)[None, :, None].expand(self._family.num_axes, -1, -1),
-            past_key_values=StepView(self._cache, front.columns, width),
             use_cache=True,
+            **{self._cache_name: StepView(self._cache, front.columns, width)},
         ).last_hidden_state
         logits: Tensor = self._model.lm_head(hidden[:, 0])
         return logits
@@ -199,3 +201,8 @@ def prefill_groups(rows: Sequence[Row]) -> list[list[Row]]:
             groups.append([row])
             longest = row.prompt.num_tokens
     return groups
+
+
+def cache_name_of(language_model: Any) -> str:
+    """What a forward calls its cache: transformers from 5.24 on has another name, and warns of the old one."""
+    return "cache" if "cache" in signature(language_model.forward).parameters else "past_key_values"

@@ -15,6 +15,7 @@ from learner.channels.last_pass import LastPass, SinglePass
 from learner.model.batch import Layout
 from learner.packing.collate import collate
 from learner.training.learner import Learner
+from learner.training.opening import checkpoint_activations
 from learner.training.optim import StepOptimizer
 from shared.config.stage2 import Stage2Section
 from shared.config.training import TrainingSection, TunerSection
@@ -158,7 +159,7 @@ def test_channel_a_equals_the_loop_however_the_model_is_trained(
         made_different(bench, is_tied)
     assert (ours.loaded.model.lm_head.weight is ours.loaded.model.get_input_embeddings().weight) == is_tied
     if checkpointed:
-        ours.loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(ours.loaded.model)
     samples = [ours.sample(0, 2), ours.sample(1, 1, grid=(1, 4, 8))]
     for num_passes in (1, 2, 3):
         objective = Expectation(LastPass(WEIGHTS, ours.coordinate_ids), num_passes)
