@@ -15,7 +15,7 @@ from shared.config.stage2 import RewardSection
 SMALLEST_SCALE = 0.1
 """Advantages under it are noise: divided by it they would be full steps of an optimizer that knows no scale."""
 SOFT_F1_OF_A_LEARNER = 0.12
-"""Of sampled answers. Below it an annotation still teaches more than a reward (docs/decisions/0017)."""
+"""Of sampled answers, boxes worth their IoU. Below it annotations teach more than rewards (docs/decisions/0017)."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class RewardAverages:
         is_first, self._num_steps = self._num_steps == 0, self._num_steps + 1
         self._sums = sums if is_first or self._sums is None else self._sums.moved(sums, self._section.price_decay)
         soft_f1 = self.soft_f1_of(sums)
-        if is_first and soft_f1 < SOFT_F1_OF_A_LEARNER:
+        if is_first and soft_f1 < SOFT_F1_OF_A_LEARNER and self._section.box_worth == "iou":
             return (
                 f"sampled answers earn a soft F1 of {soft_f1:.2f}; under {SOFT_F1_OF_A_LEARNER} annotations teach more "
                 "than rewards do (docs/recipes.md): give A more steps in schedule.pattern first"

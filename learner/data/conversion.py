@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from learner.data.annotations import AnnotatedImage, Annotation, Conversion, LeftOut
 from learner.data.coco_shapes import Box, box_around, clipped, has_extent, polygons_of
+from learner.data.text import EXACT_JSON_INT
 from shared.errors import DataError
 from shared.images import BadImage, image_size
 
@@ -15,7 +16,6 @@ Geometry = Literal["bbox_2d", "poly"]
 
 _CLIPPED_PX = 1.0
 """A box that reaches further out of its image is counted as clipped."""
-_EXACT_JSON_INT = 2**53
 _FIRST_IMAGES = 3
 
 Size = tuple[int, int]
@@ -164,7 +164,7 @@ def _check_any(conversion: Conversion) -> None:
 
 def _as_json(value: Any) -> Any:
     """An id that every reader of JSON keeps: a whole number beyond those that floats hold goes as a text."""
-    return str(value) if isinstance(value, int) and abs(value) > _EXACT_JSON_INT else value
+    return str(value) if isinstance(value, int) and abs(value) > EXACT_JSON_INT else value
 
 
 def _shown(box: Box) -> str:

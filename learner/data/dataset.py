@@ -1,7 +1,7 @@
 """Annotations to a JSONL file, whatever their format: records, what is said about them, and the exit code."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +12,7 @@ from learner.data.check import special_texts_of_families
 from learner.data.conversion import Geometry, records_of
 from learner.data.progress import with_progress
 from learner.detection.record_rules import BrokenRule, Changes, Rules
+from shared.errors import DataError
 from shared.whole_file import whole_file
 
 MOST_REFUSED = 20
@@ -33,6 +34,17 @@ def write_dataset(dataset: Dataset, source: Path, out: Path, geometry: Geometry,
     console = sys.stdout if out.is_file() else sys.stderr  # the records may have gone to /dev/stdout
     print(*summary_lines(out, conversion, refused), sep="\n", file=console)
     return 1 if refused or conversion.lost else 0
+
+
+def exit_code_of(place: Path, convert: Callable[[], int]) -> int:
+    """What a conversion returns; 2, and one message about `place`, when it ends before anything is written."""
+    try:
+        return convert()
+    except BrokenPipeError:
+        raise
+    except (OSError, DataError) as error:
+        print(f"{place}: {error}", file=sys.stderr)
+        return 2
 
 
 def write_records(lines: BinaryIO, records: Iterable[dict[str, Any]], folder: Path) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """`python -m learner.data.from_coco ANNOTATIONS.json --images DIR --out FILE.jsonl`: COCO and LVIS JSON to JSONL."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from learner.data.coco import coco_dataset, read_annotations
-from learner.data.dataset import write_dataset
+from learner.data.dataset import exit_code_of, write_dataset
 from shared.config.paths import user_path
 from shared.console import run_main
 from shared.errors import DataError
@@ -23,16 +22,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 when records will be refused, as they are written; 2 when nothing was written."""
     options = parser().parse_args(arguments)
-    try:
+
+    def convert() -> int:
         if not options.images.is_dir():
             raise DataError(f"--images {options.images} is no folder")
         dataset = coco_dataset(read_annotations(options.annotations.read_bytes()), options.images.resolve())
         return write_dataset(dataset, options.annotations, options.out, options.geometry)
-    except BrokenPipeError:
-        raise
-    except (OSError, DataError) as error:
-        print(f"{options.annotations}: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code_of(options.annotations, convert)
 
 
 if __name__ == "__main__":

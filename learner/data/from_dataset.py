@@ -1,10 +1,9 @@
 """`python -m learner.data.from_dataset DIR_OR_FILE --out FILE.jsonl`: annotations of any known format to JSONL."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from learner.data.dataset import write_dataset
+from learner.data.dataset import exit_code_of, write_dataset
 from learner.data.formats.format import Places
 from learner.data.formats.table import FORMATS, open_dataset
 from shared.config.paths import user_path
@@ -40,17 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 when something could not be converted or will be refused, as the rest is written; 2 when nothing was."""
     options = parser().parse_args(arguments)
     place, images = options.place.resolve(), options.images
-    try:
+
+    def convert() -> int:
         if images is not None and not images.is_dir():
             raise DataError(f"--images {images} is no folder")
         places = Places(images and images.resolve(), options.out.resolve())
         dataset = open_dataset(place, places, options.format, options.split)
         return write_dataset(dataset, place, options.out, options.geometry, with_classes=options.classes)
-    except BrokenPipeError:
-        raise
-    except (OSError, DataError) as error:
-        print(f"{options.place}: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code_of(options.place, convert)
 
 
 if __name__ == "__main__":

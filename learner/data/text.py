@@ -6,6 +6,9 @@ from typing import Any
 
 from shared.errors import DataError
 
+EXACT_JSON_INT = 2**53
+"""The largest whole number that every reader of JSON keeps: those that hold floats alone lose what is beyond."""
+
 
 def text_of(data: bytes) -> str:
     """The text of a file. Raises DataError for what is none."""

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
+from learner.data.text import EXACT_JSON_INT
 from learner.detection.geometry import bounding_box, px_of_bins
 from learner.detection.matching import Shape
 from learner.detection.record import Record
@@ -25,7 +26,6 @@ from shared.whole_file import whole_file
 
 PREDICTIONS_FILE, IMAGES_FILE = "predictions.json", "images.json"
 PX_DIGITS, SCORE_DIGITS = 3, 6
-_EXACT_JSON_INT = 2**53
 
 
 class ResultFiles:
@@ -137,7 +137,7 @@ def has_own_ids(ids: Iterable[int | None]) -> bool:
 def own_image_id(record: Record) -> int | None:
     """The id that a record says its image has, as `boxloop data from-coco` writes it; None without a whole number."""
     found = (record.metadata or {}).get("image_id")
-    return found if type(found) is int and 0 <= found < _EXACT_JSON_INT else None
+    return found if type(found) is int and 0 <= found < EXACT_JSON_INT else None
 
 
 def line_number(record: Record) -> int:

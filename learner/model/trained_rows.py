@@ -69,10 +69,7 @@ class RowsLinear(_WithTrainedRows, nn.Linear):
 
 
 def train_rows(model: VisionLanguageModel, row_ids: Sequence[int]) -> None:
-    """Train these rows of embeddings and head, and no others of them; a head that is tied stays tied.
-
-    Raises ConfigError where an adapter run trains one of both whole.
-    """
+    """Train these rows of embeddings and head, and no others of them; a head that is tied stays tied."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     ids = torch.tensor(row_ids, device=embeddings.weight.device)
     made: dict[int, nn.Parameter] = {}

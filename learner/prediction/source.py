@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from learner.data.image_files import SUFFIXES
 from learner.detection.record import GoodLine, ReadCounts, Record, RecordError, build_record, checked_lines
 from learner.detection.record_rules import CheckedRecord, Rules
 from learner.evaluation.coco_results import has_own_ids, line_number, own_image_id
@@ -14,9 +15,7 @@ from shared.errors import DataError
 from shared.images import BadImage, holds_image, image_size
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
-PICTURE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-)
+PICTURE_SUFFIXES = SUFFIXES | {".gif", ".heic", ".heif", ".jfif", ".jpe"}
 """A file of such a name is meant to be a picture, so one that cannot be read has failed; others are looked into."""
 
 TellFailure = Callable[[str], None]

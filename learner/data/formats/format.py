@@ -1,10 +1,11 @@
 """What a format is: a name, what it looks like, and a way to find it in a folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from learner.data.annotations import Dataset
+from learner.data.annotations import AnnotatedImage, Conversion, Dataset
+from shared.errors import DataError
 
 LOOKED_AT = 16
 """Files of a kind in a folder that are looked at to tell a format: of a file an image there may be a million."""
@@ -44,6 +45,17 @@ def folders_by_split(place: Path, holds: Callable[[Path], bool]) -> dict[str, Pa
         return {WHOLE: place}
     folders = [folder for parent in (place, place / "data") if parent.is_dir() for folder in sorted(parent.iterdir())]
     return {folder.name: folder for folder in folders if folder.is_dir() and holds(folder)}
+
+
+def each_readable(
+    files: Iterable[Path], read: Callable[[Path], AnnotatedImage], conversion: Conversion
+) -> Iterator[AnnotatedImage]:
+    """What `read` makes of the files, one an image; those that it cannot are told."""
+    for file in files:
+        try:
+            yield read(file)
+        except (OSError, DataError) as error:
+            conversion.lost.append(f"{file.name}: {error}")
 
 
 def first_files(folder: Path, pattern: str) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 from learner.data.annotations import AnnotatedImage, Annotation, Conversion, Dataset, desc_of
 from learner.data.coco import size_as_written
 from learner.data.coco_shapes import Box, box_around, box_between, polygons_of
-from learner.data.formats.format import WHOLE, Format, Places, Splits, first_files, folders_by_split
+from learner.data.formats.format import WHOLE, Format, Places, Splits, each_readable, first_files, folders_by_split
 from learner.data.formats.json_keys import keys_in
 from learner.data.image_files import ImageFiles
 from learner.data.text import json_of
@@ -39,11 +39,7 @@ def _opened(files: Sequence[Path], places: Places) -> Dataset:
 
 def _annotated_images(files: Sequence[Path], folder: Path, conversion: Conversion) -> Iterator[AnnotatedImage]:
     images = ImageFiles(folder)
-    for file in files:
-        try:
-            yield _annotated_image(file, images)
-        except (OSError, DataError) as error:
-            conversion.lost.append(f"{file.name}: {error}")
+    yield from each_readable(files, lambda file: _annotated_image(file, images), conversion)
 
 
 def _annotated_image(file: Path, images: ImageFiles) -> AnnotatedImage:

@@ -8,11 +8,19 @@ from xml.etree.ElementTree import Element
 from learner.data.annotations import AnnotatedImage, Annotation, Conversion, Dataset, desc_of
 from learner.data.coco import size_as_written
 from learner.data.coco_shapes import box_between
-from learner.data.formats.format import WHOLE, Format, Places, Splits, first_files, first_folder, folders_by_split
+from learner.data.formats.format import (
+    WHOLE,
+    Format,
+    Places,
+    Splits,
+    each_readable,
+    first_files,
+    first_folder,
+    folders_by_split,
+)
 from learner.data.formats.xml import children_of_root, root_of
 from learner.data.image_files import ImageFiles
 from learner.data.text import text_of
-from shared.errors import DataError
 
 ROOT = "annotation"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -58,11 +66,7 @@ def _annotated_images(
 ) -> Iterator[AnnotatedImage]:
     conversion.listed_again += repeated
     images = ImageFiles(folder)
-    for file in files:
-        try:
-            yield _annotated_image(file, images)
-        except (OSError, DataError) as error:
-            conversion.lost.append(f"{file.name}: {error}")
+    yield from each_readable(files, lambda file: _annotated_image(file, images), conversion)
 
 
 def _annotated_image(file: Path, images: ImageFiles) -> AnnotatedImage:

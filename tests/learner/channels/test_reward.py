@@ -323,3 +323,5 @@ def test_a_model_that_is_not_there_yet_is_told_so_once() -> None:
     resumed.go_on_from(averages.kept)
     assert resumed.follow(step_of(2, 20, 30)) is None
     assert RewardAverages(RewardSection()).follow(step_of(10, 20, 30)) is None
+    stricter = RewardAverages(RewardSection(box_worth="iou50_95"))  # its F1 is lower by nature
+    assert stricter.follow(step_of(2, 20, 30)) is None
